@@ -1,0 +1,172 @@
+"""The data pack: COCO-17 stills in plain tars, clips with PoseTrack18-style labels. What it holds, and how it is split."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from streampose.errors import UsageError
+
+Split = Literal["train", "val"]
+STILL_SETS = ("lspet", "ccp", "lschen_ped", "human_seg290", "davis_neg")
+VAL_CLIPS = frozenset(
+    {
+        "asl_walk", "asl_milk", "davis_kite-surf", "davis_soapbox", "mmhuman3d_multi_person", "pushfit_correct10",
+        "pushfit_correct42", "pushfit_wrong1", "sam2_bedroom",
+    }
+)  # fmt: skip
+BLOCK = 20
+LAYOUT = "stills/<set>.json with stills/<set>_NN.tar, clips/<clip>.mp4 with clips/annotations/<clip>.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One labelled person of a picture or of a clip's frame.
+
+    Attributes:
+        box: (4,) float32 x1, y1, x2, y2 pixels.
+        keypoints: (17, 3) float32 x, y pixels and weight 0..1: how far the label can be trusted, 0 where there is none.
+        human: (17,) bool, joints that a human labelled.
+        suspect: the automatic keypoints are doubtful; the box is fine.
+        ignore: a region that says nothing about people (crowd, too small).
+        track_id: -1 in stills and where untracked.
+    """
+
+    box: NDArray[np.float32]
+    keypoints: NDArray[np.float32]
+    human: NDArray[np.bool_]
+    suspect: bool
+    ignore: bool
+    track_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """One picture: its set, name, encoded JPEG bytes and people."""
+
+    set_name: str
+    file_name: str
+    jpeg: bytes
+    people: tuple[Person, ...]
+
+    def image(self) -> NDArray[np.uint8]:
+        """The decoded picture, (H, W, 3) uint8 BGR."""
+        return np.asarray(cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video's frames, as JPEG, and the people of each."""
+
+    name: str
+    fps: float
+    jpegs: tuple[bytes, ...]
+    people: tuple[tuple[Person, ...], ...]
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Frame `index`, (H, W, 3) uint8 BGR."""
+        return np.asarray(cv2.imdecode(np.frombuffer(self.jpegs[index], np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
+def split_names(names: Sequence[str]) -> dict[str, Split]:
+    """Which split each picture of one set is in: sorted by name, every tenth block of 20 neighbours is validation."""
+    return {name: "val" if index // BLOCK % 10 == 3 else "train" for index, name in enumerate(sorted(names))}
+
+
+def clip_split(name: str) -> Split:
+    """Validation for the clips of `VAL_CLIPS`, training for all others."""
+    return "val" if name in VAL_CLIPS else "train"
+
+
+def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> list[Still]:
+    """The pictures of one split, in the order of `sets` and of their names.
+
+    Raises:
+        UsageError: the folder does not have the pack's layout.
+    """
+    stills = []
+    for set_name in sets:
+        path = root / "stills" / f"{set_name}.json"
+        labels = _read_json(path)
+        people: dict[int, list[Person]] = defaultdict(list)
+        for annotation in labels["annotations"]:
+            people[annotation["image_id"]].append(_person(annotation))
+        chosen = split_names([image["file_name"] for image in labels["images"]])
+        tars: dict[int, tarfile.TarFile] = {}
+        for image in sorted(labels["images"], key=lambda image: str(image["file_name"])):
+            if chosen[image["file_name"]] != split:
+                continue
+            number = image["tar"]
+            if number not in tars:
+                tars[number] = tarfile.open(path.with_name(f"{set_name}_{number:02d}.tar"))
+            member = tars[number].extractfile(image["file_name"])
+            assert member is not None
+            stills.append(Still(set_name, image["file_name"], member.read(), tuple(people[image["id"]])))
+        for tar in tars.values():
+            tar.close()
+    return stills
+
+
+def read_clips(root: Path, split: Split) -> list[Clip]:
+    """The clips of one split, by name; frames are kept as JPEG (quality 92) to fit into memory.
+
+    Raises:
+        UsageError: the folder does not have the pack's layout.
+    """
+    paths = sorted((root / "clips").glob("*.mp4"))
+    if not paths:
+        raise UsageError(f"no clips in {root / 'clips'}; expected {LAYOUT}")
+    return [_read_clip(path) for path in paths if clip_split(path.stem) == split]
+
+
+def _read_clip(path: Path) -> Clip:
+    labels = _read_json(path.parent / "annotations" / f"{path.stem}.json")
+    people: dict[int, list[Person]] = defaultdict(list)
+    for annotation in labels["annotations"]:
+        people[annotation["image_id"]].append(_person(annotation))
+    capture = cv2.VideoCapture(str(path))
+    jpegs = []
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            break
+        jpegs.append(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+    capture.release()
+    ids = [image["id"] for image in labels["images"]]
+    return Clip(path.stem, float(labels["info"]["fps"]), tuple(jpegs), tuple(tuple(people[i]) for i in ids[: len(jpegs)]))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing; --data needs {LAYOUT}") from error
+
+
+def _person(annotation: dict[str, Any]) -> Person:
+    x, y, width, height = annotation["bbox"]
+    ignore = bool(annotation.get("iscrowd"))
+    keypoints = np.zeros((17, 3), np.float32)
+    human = np.zeros(17, np.bool_)
+    if annotation.get("keypoints") and not ignore:
+        keypoints[:] = np.asarray(annotation["keypoints"], np.float32).reshape(17, 3)
+        scores = np.asarray(annotation.get("kpt_score", keypoints[:, 2] > 0), np.float32)
+        human = (keypoints[:, 2] > 0) & (scores == 1) & (annotation.get("source") == "human+teacher")
+        keypoints[:, 2] = np.where(keypoints[:, 2] > 0, np.clip(scores, 0, 1), 0)
+    return Person(
+        np.array([x, y, x + width, y + height], np.float32),
+        keypoints,
+        human,
+        bool(annotation.get("suspect")) or bool(annotation.get("lr_swap_suspect")),
+        ignore,
+        int(annotation.get("track_id", -1)),
+    )
