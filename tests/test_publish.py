@@ -1,0 +1,331 @@
+"""Publisher and subscriber over real sockets."""
+
+import dataclasses
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import zmq
+
+from streampose.errors import OutputError, UsageError
+from streampose.publish import QUEUE_LIMIT, Publisher, check_loopback
+from streampose.subscribe import Subscriber
+from streampose.types import Pose, PoseFrame
+from streampose.wire import Hello, PoseMessage, decode, encode_pose
+
+WAIT_S = 10
+
+
+def make_frame(index=0, source="cam", people=1):
+    pose = Pose(track_id=1, box=np.arange(4, dtype=np.float32), score=0.5, keypoints=np.ones((17, 3), np.float32))
+    return PoseFrame(
+        source=source, epoch=0, frame_index=index, pts_s=index / 30, captured_ns=1, published_ns=2, width=64,
+        height=48, skeleton="coco17", dropped=0, people=(pose,) * people,
+    )  # fmt: skip
+
+
+def wait_until(condition):
+    until = time.monotonic() + WAIT_S
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        pause.wait(0.002)
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite", offsets=(-4, -3, -2, -1)) as made:
+        yield made
+
+
+@pytest.fixture
+def raw():
+    """Plain sockets, with bounded waits."""
+    context = zmq.Context()
+
+    def make(kind):
+        made = context.socket(kind)
+        made.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
+        made.setsockopt(zmq.LINGER, 0)
+        return made
+
+    yield make
+    context.destroy(0)
+
+
+@pytest.fixture
+def fake(raw):
+    """A publisher that sends what it is told to, and a way to wait for subscriptions."""
+    made = raw(zmq.XPUB)
+    made.bind_to_random_port("tcp://127.0.0.1")
+
+    def greet():
+        while made.recv() != b"\x01heartbeat":
+            pass
+
+    return made, made.getsockopt_string(zmq.LAST_ENDPOINT), greet
+
+
+def subscribe(publisher, **kwargs):
+    """A subscriber that the publisher has heard of."""
+    made = Subscriber(publisher.endpoint, **kwargs)
+    wait_until(lambda: made.heard_s > 0)
+    return made
+
+
+def test_frames_arrive_in_order_and_whole(publisher):
+    with subscribe(publisher, mode="lossless") as stream:
+        for index in range(200):
+            publisher.publish(make_frame(index, people=index % 3))
+        got = [stream.receive(WAIT_S) for _ in range(200)]
+    assert [frame.frame_index for frame in got] == list(range(200))
+    assert [len(frame.people) for frame in got] == [index % 3 for index in range(200)]
+    assert {frame.missed for frame in got} == {0}
+    np.testing.assert_array_equal(got[1].people[0].box, np.arange(4))
+
+
+def test_a_late_joiner_gets_hello_and_status_before_any_pose(publisher, raw):
+    publisher.publish(make_frame())
+    publisher.set_state("cam", "stalled")
+    with subscribe(publisher, mode="lossless") as first:
+        assert first.receive(0.05) is None
+        wait_until(lambda: first.receive(0) is None and first.states == {"cam": "stalled"})
+        hello = first.hellos["cam"]
+    assert (hello.model, hello.skeleton, hello.width, hello.height) == ("lite", "coco17", 64, 48)
+    assert hello.offsets == (-4, -3, -2, -1)
+    assert (hello.joints[0], hello.edges[0]) == ("nose", (0, 1))
+    second = raw(zmq.SUB)
+    second.connect(publisher.endpoint)
+    second.subscribe(b"hello.")
+    assert isinstance(decode(second.recv_multipart()), Hello)
+
+
+def test_a_second_subscriber_to_the_same_topic_is_greeted_too(publisher, raw):
+    publisher.publish(make_frame())
+    for _ in range(2):
+        stream = raw(zmq.SUB)
+        stream.connect(publisher.endpoint)
+        stream.subscribe(b"hello.cam")
+        assert decode(stream.recv_multipart()).source == "cam"
+
+
+def test_hello_comes_again_when_the_size_changes(publisher):
+    with subscribe(publisher) as stream:
+        publisher.publish(make_frame())
+        publisher.publish(dataclasses.replace(make_frame(1), width=128))
+        wait_until(
+            lambda: (stream.receive(0.01) or True) and "cam" in stream.hellos and stream.hellos["cam"].width == 128
+        )
+
+
+def test_the_same_state_is_told_once(publisher, raw):
+    stream = raw(zmq.SUB)
+    stream.connect(publisher.endpoint)
+    stream.subscribe(b"")
+    decode(stream.recv_multipart())
+    for state in ("online", "online", "ended"):
+        publisher.set_state("cam", state)
+    got = []
+    while "ended" not in got:
+        parts = stream.recv_multipart()
+        if parts[0] == b"status.cam":
+            got.append(decode(parts).state)
+    assert got == ["online", "ended"]
+
+
+def test_heartbeats_come_by_themselves(raw):
+    with Publisher("tcp://127.0.0.1:*", model="lite", heartbeat_s=0.02) as publisher:
+        stream = raw(zmq.SUB)
+        stream.connect(publisher.endpoint)
+        stream.subscribe(b"heartbeat")
+        beats = [decode(stream.recv_multipart()) for _ in range(4)]
+    assert {beat.run_id for beat in beats} == {publisher.run_id}
+    assert [beat.sent_ns for beat in beats] == sorted({beat.sent_ns for beat in beats})
+
+
+def test_each_source_has_its_own_numbers(publisher, raw):
+    stream = raw(zmq.SUB)
+    stream.connect(publisher.endpoint)
+    stream.subscribe(b"")
+    decode(stream.recv_multipart())
+    for source in ("a", "b", "a"):
+        publisher.publish(make_frame(source=source))
+    got = []
+    while len(got) < 3:
+        message = decode(stream.recv_multipart())
+        if isinstance(message, PoseMessage):
+            got.append((message.header.source, message.header.seq, message.header.offsets))
+    assert got == [("a", 0, (-4, -3, -2, -1)), ("b", 0, (-4, -3, -2, -1)), ("a", 1, (-4, -3, -2, -1))]
+
+
+def test_only_the_source_asked_for_is_handed_out(publisher):
+    with subscribe(publisher, mode="lossless", source="cam1") as stream:
+        for source in ("cam10", "cam", "cam1"):
+            publisher.publish(make_frame(source=source))
+        assert stream.receive(WAIT_S).source == "cam1"
+
+
+def test_gaps_are_counted_per_source_and_run(fake):
+    sender, endpoint, greet = fake
+    with Subscriber(endpoint, mode="lossless") as stream:
+        greet()
+        for source, run, seq in [
+            ("a", "r1", 7), ("b", "r1", 0), ("a", "r1", 8), ("a", "r1", 12), ("b", "r1", 2),
+            ("a", "r2", 3), ("a", "r2", 5),
+        ]:  # fmt: skip
+            sender.send_multipart(encode_pose(make_frame(source=source), run_id=run, seq=seq))
+        got = [stream.receive(WAIT_S) for _ in range(7)]
+    assert [(frame.source, frame.missed) for frame in got] == [
+        ("a", 0), ("b", 0), ("a", 0), ("a", 3), ("b", 1), ("a", 0), ("a", 1),
+    ]  # fmt: skip
+
+
+def test_a_slow_reader_gets_the_newest_frame(publisher):
+    """Far more frames than any buffer on the way holds, none read before the last is sent."""
+    last = 5 * QUEUE_LIMIT
+    with subscribe(publisher, mode="latest") as stream:
+        publisher.publish(make_frame(0))
+        assert stream.receive(WAIT_S).frame_index == 0
+        for index in range(1, last + 1):
+            publisher.publish(make_frame(index))
+            if index % 200 == 0:
+                wait_until(lambda: not publisher._queue)
+        wait_until(lambda: decode(stream._newest[b"pose.cam"]).frame.frame_index == last)
+        frame = stream.receive(WAIT_S)
+    assert frame.frame_index == last
+    assert frame.missed == last - 1
+
+
+def test_a_subscriber_that_does_not_read_holds_up_nobody(publisher, raw):
+    lazy = raw(zmq.SUB)
+    lazy.setsockopt(zmq.RCVHWM, 1)
+    lazy.connect(publisher.endpoint)
+    lazy.subscribe(b"")
+    decode(lazy.recv_multipart())
+    with subscribe(publisher, mode="latest") as stream:
+        began = time.monotonic()
+        for index in range(20 * QUEUE_LIMIT):
+            publisher.publish(make_frame(index, people=10))
+        assert time.monotonic() - began < WAIT_S
+        wait_until(lambda: stream.receive(0.01) is not None and not publisher._queue)
+
+
+def test_a_full_queue_drops_the_oldest_and_shows_the_gap(publisher, monkeypatch):
+    with subscribe(publisher, mode="lossless") as stream:
+        publisher.publish(make_frame(0))
+        assert stream.receive(WAIT_S).missed == 0
+        monkeypatch.setattr(publisher, "_flush", lambda: None)
+        for index in range(1, QUEUE_LIMIT + 6):
+            publisher.publish(make_frame(index))
+        monkeypatch.undo()
+        publisher.publish(make_frame(QUEUE_LIMIT + 6))
+        frame = stream.receive(WAIT_S)
+        assert frame.missed == publisher.dropped >= 5
+        assert frame.frame_index == publisher.dropped + 1
+
+
+def test_a_damaged_message_is_skipped_and_counted(fake):
+    sender, endpoint, greet = fake
+    with Subscriber(endpoint, mode="lossless") as stream:
+        greet()
+        good = encode_pose(make_frame(), run_id="r", seq=0)
+        for parts in [(b"pose.cam",), (good[0], good[1], good[2][:-1]), (b"pose.cam", b"junk", b""), good]:
+            sender.send_multipart(parts)
+        assert stream.receive(WAIT_S).frame_index == 0
+        assert stream.malformed == 3
+
+
+def test_a_subscriber_outlives_its_publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as first:
+        stream = subscribe(first, mode="lossless")
+        first.publish(make_frame(1))
+        assert stream.receive(WAIT_S).frame_index == 1
+    heard = stream.heard_s
+    with stream, Publisher(first.endpoint, model="lite") as second:
+        wait_until(lambda: stream.heard_s > heard)
+        second.publish(make_frame(2))
+        frame = stream.receive(WAIT_S)
+        assert (frame.frame_index, frame.missed) == (2, 0)
+
+
+def test_closing_sends_what_is_queued():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as publisher:
+        stream = subscribe(publisher, mode="lossless")
+        for index in range(100):
+            publisher.publish(make_frame(index))
+    with stream:
+        assert [stream.receive(WAIT_S).frame_index for _ in range(100)] == list(range(100))
+
+
+def test_closing_ends_a_waiting_reader(publisher):
+    stream = subscribe(publisher)
+    got = []
+    reader = threading.Thread(target=lambda: got.extend(stream))
+    reader.start()
+    stream.close()
+    reader.join(WAIT_S)
+    assert not reader.is_alive()
+    assert got == []
+
+
+def test_a_subscriber_in_another_process(publisher):
+    code = (
+        "import sys, streampose.subscribe as s\n"
+        "with s.Subscriber(sys.argv[1], mode='lossless') as stream:\n"
+        "    while not stream.heard_s: stream.receive(0.01)\n"
+        "    print('here', flush=True)\n"
+        "    print([stream.receive(10).frame_index for _ in range(3)])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, publisher.endpoint], stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        for index in range(3):
+            publisher.publish(make_frame(index))
+        assert process.communicate(timeout=WAIT_S)[0] == "[0, 1, 2]\n"
+
+
+def test_an_endpoint_in_use_is_an_output_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OutputError, match=rf"{endpoint} is in use.*--publish.*--no-publish"):
+            Publisher(endpoint, model="lite")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://0.0.0.0:5555",
+        "tcp://*:5555",
+        "tcp://192.168.1.2:5555",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1",
+        "ipc://x",
+    ],
+)
+def test_only_loopback_is_published_on(endpoint):
+    with pytest.raises(UsageError, match="this machine only"):
+        Publisher(endpoint, model="lite")
+
+
+def test_loopback_names():
+    assert check_loopback("tcp://localhost:5555") == "tcp://127.0.0.1:5555"
+    assert check_loopback("tcp://[::1]:5555") == "tcp://[::1]:5555"
+    with pytest.raises(UsageError) as caught:
+        check_loopback("tcp://user:secret@10.0.0.1:5555")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "http://host:1"])
+def test_a_wrong_endpoint_is_refused(endpoint):
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        Subscriber(endpoint)
+
+
+def test_a_wrong_mode_is_refused():
+    with pytest.raises(UsageError, match="latest or lossless"):
+        Subscriber("tcp://127.0.0.1:5555", mode="newest")
