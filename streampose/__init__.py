@@ -1,1 +1,68 @@
-"""Live video pose estimation."""
+"""Live video pose: a stream of keypoints for everyone in view.
+
+    import streampose
+
+    for frame in streampose.run("demo"):                             # in this process
+        for person in frame.people:
+            print(person.track_id, person.keypoints)                 # (17, 3): x, y in frame pixels, score
+
+    with streampose.Subscriber("tcp://127.0.0.1:5555") as stream:    # from a running `streampose run`
+        for frame in stream:
+            ...
+
+Names load when they are first used, so that `import streampose` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from streampose.errors import (
+    MissingExtraError,
+    ModelError,
+    OutputError,
+    SourceError,
+    StreamposeError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from streampose.pipeline import run
+    from streampose.subscribe import Subscriber
+    from streampose.types import Frame, Pose, PoseFrame
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Frame",
+    "MissingExtraError",
+    "ModelError",
+    "OutputError",
+    "Pose",
+    "PoseFrame",
+    "SourceError",
+    "StreamposeError",
+    "Subscriber",
+    "UsageError",
+    "__version__",
+    "run",
+]
+
+_HOMES = {
+    "Frame": "streampose.types",
+    "Pose": "streampose.types",
+    "PoseFrame": "streampose.types",
+    "Subscriber": "streampose.subscribe",
+    "run": "streampose.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streampose' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

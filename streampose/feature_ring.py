@@ -1,0 +1,73 @@
+"""The features of one person's last crops: what makes one encoder run a frame enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FeatureRing:
+    """The newest encoded crops of one track, each with its crop's affine and its frame's index."""
+
+    def __init__(self, offsets: Sequence[int]) -> None:
+        """An empty ring, as long as the offsets reach.
+
+        Args:
+            offsets: which frames support the key frame, counted in encoded frames; -4 is four before it, 2 two after.
+
+        Raises:
+            ValueError: an offset is 0, which is the key frame itself.
+        """
+        if 0 in offsets:
+            raise ValueError("offset 0 is the key frame itself and supports nothing")
+        self._offsets = tuple(offsets)
+        self.capacity = 1 + max(0, *offsets, 0) - min(0, *offsets, 0)
+        self._affines = np.zeros((self.capacity, 2, 3), np.float32)
+        self._features: NDArray[np.float32] | None = None
+        self._indices = [-1] * self.capacity
+        self._pushed = 0
+
+    def __len__(self) -> int:
+        return min(self._pushed, self.capacity)
+
+    def push(self, features: NDArray[np.float32], affine: NDArray[np.float32], index: int) -> None:
+        """Add the newest crop over the oldest one.
+
+        Args:
+            features: (C, h, w) of the crop.
+            affine: (2, 3), frame pixels to crop pixels.
+            index: of the frame.
+        """
+        if self._features is None:
+            self._features = np.zeros((self.capacity, *features.shape), np.float32)
+        slot = self._pushed % self.capacity
+        self._features[slot] = features
+        self._affines[slot] = affine
+        self._indices[slot] = index
+        self._pushed += 1
+
+    def clear(self) -> None:
+        """Forget all crops."""
+        self._pushed = 0
+
+    def window(self, age: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, ...]]:
+        """What the fuser needs for the crop pushed `age` crops ago as the key frame.
+
+        A supporting frame that does not exist is replaced by the nearest there is: the oldest, or the newest.
+
+        Returns:
+            features (T, C, h, w), key first, then in the order of the offsets; affines (T, 2, 3); T frame indices.
+
+        Raises:
+            LookupError: nothing was pushed.
+        """
+        if self._features is None or not self._pushed:
+            raise LookupError("a feature ring without a crop has no window")
+        slots = [self._slot(age - offset) for offset in (0, *self._offsets)]
+        return self._features[slots], self._affines[slots], tuple(self._indices[slot] for slot in slots)
+
+    def _slot(self, age: int) -> int:
+        age = min(max(age, 0), len(self) - 1)
+        return (self._pushed - 1 - age) % self.capacity

@@ -1,0 +1,369 @@
+"""Who is who from frame to frame: one tracker a source, boxes in, tracks out, poses back in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+from streampose.boxes import (
+    centre,
+    extent,
+    joints_inside,
+    longer_side,
+    longer_sides,
+    recentre,
+    shifted,
+    visible_share,
+    widened,
+)
+from streampose.geometry import box_iou
+from streampose.skeleton import COCO17, Skeleton, oks
+from streampose.types import Pose
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerSettings:
+    """How people are followed. Scores and shares 0..1, times in seconds.
+
+    Attributes:
+        sure_score: a detection this good is published at once; a weaker one at its second time.
+        min_match: least similarity of a detection and a track.
+        memory_s: how long a lost track may come back under its id.
+        unseen_s: how long a track lives on its keypoints alone, when no detection confirms it.
+        missed_runs: detector runs without a match after which a track with poor keypoints is lost.
+        poor_pose: keypoint quality under which a track needs the detector.
+        hopeless_pose: keypoint quality under which one missed detection is enough.
+        same_pose: OKS from which two tracks are one person.
+        joint_score: keypoints below it say nothing.
+    """
+
+    sure_score: float = 0.6
+    min_match: float = 0.25
+    memory_s: float = 1.0
+    unseen_s: float = 3.0
+    missed_runs: int = 2
+    poor_pose: float = 0.4
+    hopeless_pose: float = 0.15
+    same_pose: float = 0.7
+    joint_score: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A person to estimate in the frame at hand.
+
+    Attributes:
+        key: names the track's window; never reused, not shown to anybody.
+        box: (4,) float32 xyxy, the person, frame pixels.
+        crop_box: (4,) float32 xyxy, what the crop is centred on; the same numbers as in the frame before, as long as
+            the person moves little.
+        score: 0..1, of the last detections.
+    """
+
+    key: int
+    box: NDArray[np.float32]
+    crop_box: NDArray[np.float32]
+    score: float
+
+
+class Follower(Protocol):
+    """What the pipeline needs of whoever follows the people of a source; see `Tracker`."""
+
+    @property
+    def undecided(self) -> bool:
+        """The next frame should be looked at by the detector."""
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys of all tracks whose windows are still of use."""
+
+    def reset(self) -> None:
+        """Forget everybody; ids go on."""
+
+    def advance(
+        self,
+        pts_s: float,
+        size: tuple[int, int],
+        detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> tuple[Track, ...]:
+        """Go on to a frame: the people to estimate in it."""
+
+    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
+        """Take their keypoints: the poses to publish."""
+
+
+class WholeFrame:
+    """Follows nobody: one person, track 1, who fills the frame. For pictures that were cut to a person already."""
+
+    undecided = False
+    keys = (1,)
+
+    def __init__(self) -> None:
+        self._box = np.zeros(4, np.float32)
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+    def advance(
+        self,
+        pts_s: float,  # noqa: ARG002
+        size: tuple[int, int],
+        detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,  # noqa: ARG002
+    ) -> tuple[Track, ...]:
+        """The frame as one track; see `Tracker.advance`."""
+        self._box = np.array([0, 0, size[1], size[0]], np.float32)
+        return (Track(1, self._box, self._box, 1.0),)
+
+    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
+        """The one pose; see `Tracker.settle`."""
+        return tuple(Pose(1, self._box, pose_score(1.0, points), points) for points in keypoints.values())
+
+
+class _Life(Enum):
+    TENTATIVE = "seen once, not sure"
+    ACTIVE = "followed"
+    LOST = "remembered"
+
+
+@dataclass(slots=True)
+class _State:
+    key: int
+    box: NDArray[np.float32]
+    crop_box: NDArray[np.float32]
+    score: float
+    born_s: float
+    detected_s: float
+    life: _Life
+    track_id: int | None = None
+    velocity: NDArray[np.float32] | None = None
+    keypoints: NDArray[np.float32] | None = None
+    estimated: bool = False
+    quality: float = 1.0
+    missed: int = 0
+    lost_s: float = 0.0
+    fresh: bool = True
+
+    def motion(self, dt_s: float) -> NDArray[np.float32]:
+        """How far it will have moved, (2,) pixels."""
+        return np.zeros(2, np.float32) if self.velocity is None else self.velocity * np.float32(dt_s)
+
+
+class Tracker:
+    """Follows the people of one source.
+
+    A frame takes two steps: `advance` moves everybody to the frame's time, matches detections where the detector ran
+    and gives the tracks to estimate; `settle` takes their keypoints and gives the poses to publish.
+    """
+
+    def __init__(self, settings: TrackerSettings | None = None, skeleton: Skeleton = COCO17) -> None:
+        self._set = settings or TrackerSettings()
+        self._skeleton = skeleton
+        self._states: list[_State] = []
+        self._next_key = self._next_id = 1
+        self._now_s = 0.0
+        self._dt_s = 0.0
+        self._size = (1, 1)
+
+    @property
+    def undecided(self) -> bool:
+        """The next frame should be looked at by the detector: nobody is followed, or somebody is not confirmed."""
+        return not any(state.life is _Life.ACTIVE for state in self._states) or any(
+            state.life is _Life.TENTATIVE for state in self._states
+        )
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys of all tracks that are followed or remembered."""
+        return tuple(state.key for state in self._states)
+
+    def reset(self) -> None:
+        """Forget everybody; ids go on."""
+        self._states.clear()
+
+    def advance(
+        self,
+        pts_s: float,
+        size: tuple[int, int],
+        detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> tuple[Track, ...]:
+        """Go on to a frame.
+
+        Args:
+            pts_s: the frame's time, seconds; later than the last one's.
+            size: (height, width) of the frame.
+            detections: boxes (N, 4) xyxy frame pixels and scores (N,) 0..1; None where the detector did not run.
+
+        Returns:
+            The people to estimate in this frame.
+        """
+        self._dt_s = max(0.0, pts_s - self._now_s) if self._states else 0.0
+        self._now_s, self._size = pts_s, size
+        for state in self._states:
+            state.fresh = False
+            state.box = shifted(state.box, state.motion(self._dt_s))
+            if state.keypoints is not None:
+                state.keypoints[:, :2] += state.motion(self._dt_s)
+        if detections is not None:
+            self._meet(*detections)
+        self._retire()
+        active = [state for state in self._states if state.life is _Life.ACTIVE]
+        for state in active:
+            goal = widened(state.box, state.keypoints, self._set.joint_score)
+            state.crop_box = recentre(state.crop_box, goal)
+        return tuple(Track(s.key, s.box.copy(), s.crop_box.copy(), s.score) for s in active)
+
+    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
+        """Take the keypoints of the tracks that `advance` gave.
+
+        Args:
+            keypoints: by track key, (J, 3) in frame pixels, score 0..1.
+
+        Returns:
+            The poses to publish: everybody followed, without those that turned out to be somebody else.
+        """
+        for state in self._states:
+            if state.key in keypoints:
+                self._follow(state, keypoints[state.key])
+        self._merge()
+        poses = []
+        for state in self._states:
+            if state.key not in keypoints or state.life is not _Life.ACTIVE:
+                continue
+            if state.track_id is None:
+                state.track_id, self._next_id = self._next_id, self._next_id + 1
+            points = keypoints[state.key].astype(np.float32)
+            poses.append(Pose(state.track_id, state.box.copy(), pose_score(state.score, points), points))
+        return tuple(poses)
+
+    def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Match detections with tracks: first those in view, then what is left with the lost ones."""
+        free = list(range(len(boxes)))
+        for lives in ((_Life.ACTIVE, _Life.TENTATIVE), (_Life.LOST,)):
+            states = [state for state in self._states if state.life in lives]
+            for state, index in self._match(states, boxes, free):
+                self._seen(state, boxes[index], float(scores[index]))
+                free.remove(index)
+        for state in self._states:
+            if not state.fresh:
+                state.missed += 1
+        for index in free:
+            sure = bool(scores[index] >= self._set.sure_score)
+            box = boxes[index].astype(np.float32)
+            life = _Life.ACTIVE if sure else _Life.TENTATIVE
+            score = float(scores[index])
+            self._states.append(_State(self._next_key, box, box.copy(), score, self._now_s, self._now_s, life))
+            self._next_key += 1
+
+    def _match(self, states: list[_State], boxes: NDArray[np.float32], free: list[int]) -> list[tuple[_State, int]]:
+        """Pairs of tracks and free detections, most alike over all (Hungarian)."""
+        if not states or not free:
+            return []
+        tracked = np.stack([state.box for state in states])
+        found = boxes[free]
+        alike = box_iou(tracked, found)
+        for row, state in enumerate(states):
+            gap = np.linalg.norm(centre(found) - centre(state.box), axis=1) / longer_side(state.box)
+            ratio = longer_sides(found) / longer_side(state.box)
+            near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap, 0.0)
+            alike[row] = np.maximum(alike[row], near)
+            if state.keypoints is not None:
+                share = joints_inside(state.keypoints, found, self._set.joint_score)
+                alike[row] = np.where(alike[row] > 0.05, 0.7 * alike[row] + 0.3 * share, alike[row])
+        rows, columns = linear_sum_assignment(alike, maximize=True)
+        return [
+            (states[row], free[column])
+            for row, column in zip(rows, columns, strict=True)
+            if alike[row, column] >= self._set.min_match
+        ]
+
+    def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
+        """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
+        agree = float(box_iou(state.box[None], box[None])[0, 0])
+        gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
+        if state.life is _Life.LOST:
+            gain = np.float32(1.0)
+            state.keypoints, state.velocity, state.estimated = None, None, False
+        state.box = (state.box + gain * (box - state.box)).astype(np.float32)
+        state.score += 0.5 * (score - state.score)
+        state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
+
+    def _follow(self, state: _State, keypoints: NDArray[np.float32]) -> None:
+        """Move a track with its keypoints: by the median way of the joints, so that a waving arm moves nobody."""
+        state.quality = pose_quality(keypoints)
+        before = state.keypoints
+        if before is not None and state.estimated and self._dt_s > 0:
+            both = (keypoints[:, 2] > self._set.joint_score) & (before[:, 2] > self._set.joint_score)
+            if both.sum() >= 4:
+                astray = np.median(keypoints[both, :2] - before[both, :2], axis=0).astype(np.float32)
+                old = np.zeros(2, np.float32) if state.velocity is None else state.velocity
+                limit = 4.0 * longer_side(state.box)
+                state.velocity = np.clip(old + 0.4 * astray / np.float32(self._dt_s), -limit, limit).astype(np.float32)
+                if not state.fresh:
+                    state.box = shifted(state.box, 0.7 * astray)
+        reached = extent(keypoints, self._set.joint_score)
+        if reached is not None and self._now_s - state.detected_s > 0.3:
+            state.box = (state.box + np.float32(0.1) * (reached - state.box)).astype(np.float32)
+        state.keypoints, state.estimated = keypoints.astype(np.float32, copy=True), True
+
+    def _retire(self) -> None:
+        """Let go of tracks that left, that nothing confirms, or that were lost for too long."""
+        for state in self._states:
+            if state.life is _Life.ACTIVE:
+                unseen = state.missed >= self._set.missed_runs and state.quality < self._set.poor_pose
+                hopeless = state.missed >= 1 and state.quality < self._set.hopeless_pose
+                alone = self._now_s - state.detected_s > self._set.unseen_s
+                gone = visible_share(state.box, self._size) < 0.3
+                if unseen or hopeless or alone or gone:
+                    self._lose(state)
+        self._states = [
+            state
+            for state in self._states
+            if not (state.life is _Life.LOST and self._now_s - state.lost_s > self._set.memory_s)
+            and not (state.life is _Life.TENTATIVE and state.missed)
+        ]
+
+    def _lose(self, state: _State) -> None:
+        state.life, state.lost_s = _Life.LOST, self._now_s
+
+    def _merge(self) -> None:
+        """Of two tracks with the same pose the younger goes; a lost one's id goes on where its pose reappears."""
+        active = [s for s in self._states if s.life is _Life.ACTIVE and s.estimated and s.keypoints is not None]
+        active.sort(key=lambda state: (state.track_id is None, state.born_s, state.key))
+        for place, older in enumerate(active):
+            for younger in active[place + 1 :]:
+                if older.life is _Life.ACTIVE and younger.life is _Life.ACTIVE and self._same(older, younger):
+                    self._lose(younger)
+        for state in active:
+            if state.life is not _Life.ACTIVE or state.track_id is not None:
+                continue
+            lost = next((s for s in self._states if s.life is _Life.LOST and s.track_id and self._same(s, state)), None)
+            if lost is not None:
+                state.track_id, state.born_s, lost.track_id = lost.track_id, lost.born_s, None
+        self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
+
+    def _same(self, a: _State, b: _State) -> bool:
+        if a.keypoints is None or b.keypoints is None:
+            return False
+        floor = self._set.joint_score
+        if ((a.keypoints[:, 2] > floor) & (b.keypoints[:, 2] > floor)).sum() < 5:
+            return False
+        area = min(float((s.box[2:] - s.box[:2]).prod()) for s in (a, b))
+        return oks(a.keypoints, b.keypoints, area, floor, self._skeleton) >= self._set.same_pose
+
+
+def pose_quality(keypoints: NDArray[np.float32]) -> float:
+    """How sure a (J, 3) pose is of itself, 0..1: the mean score of its better half of joints."""
+    scores = np.sort(keypoints[:, 2])[::-1]
+    return float(scores[: (len(scores) + 1) // 2].mean())
+
+
+def pose_score(box_score: float, keypoints: NDArray[np.float32]) -> float:
+    """Confidence of a person, 0..1: the box's score times the mean score of its joints above 0.2, as HRNet has it."""
+    sure = keypoints[keypoints[:, 2] > 0.2, 2]
+    return float(np.clip(box_score * (sure.mean() if len(sure) else 0.0), 0.0, 1.0))
