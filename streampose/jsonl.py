@@ -18,8 +18,8 @@ PIXEL_DIGITS = 2
 SCORE_DIGITS = 4
 
 
-def to_line(frame: PoseFrame) -> bytes:
-    """One frame as a line of people.jsonl, newline included.
+def to_line(frame: PoseFrame, *, with_missed: bool = False) -> bytes:
+    """One frame as a line of people.jsonl, newline included; a subscriber's has `missed` too.
 
     Pixels are rounded to 0.01, scores to 0.0001, `pts_s` to the microsecond.
     """
@@ -52,6 +52,8 @@ def to_line(frame: PoseFrame) -> bytes:
         "dropped": frame.dropped,
         "people": people,
     }
+    if with_missed:
+        fields["missed"] = frame.missed
     return msgspec.json.encode(fields) + b"\n"
 
 

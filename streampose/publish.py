@@ -15,6 +15,7 @@ from types import TracebackType
 import zmq
 
 from streampose.errors import OutputError, UsageError
+from streampose.redact import redact
 from streampose.skeleton import SKELETONS
 from streampose.types import PoseFrame
 from streampose.wire import (
@@ -46,9 +47,8 @@ def check_loopback(endpoint: str) -> str:
     """
     match = _LOOPBACK.fullmatch(endpoint)
     if match is None or (match[2] != "*" and not 0 < int(match[2]) < 65536):
-        shown = re.sub(r"//[^@]*@", "//***@", endpoint)
         raise UsageError(
-            f"cannot publish at {shown}: this version publishes on this machine only, as tcp://127.0.0.1:PORT"
+            f"cannot publish at {redact(endpoint)}: this version publishes on this machine only, as tcp://127.0.0.1:PORT"
         )
     host = "127.0.0.1" if match[1] == "localhost" else match[1]
     return f"tcp://{host}:{match[2]}"

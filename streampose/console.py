@@ -1,0 +1,176 @@
+"""What a person at the terminal sees: logs, the live table, the summary. All of it on stderr."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from streampose.metrics import RunSummary
+from streampose.redact import redact
+from streampose.types import PoseFrame
+
+log = logging.getLogger(__name__)
+
+_LINES_EVERY_S = 5.0
+_WINDOW = 300
+_WINDOW_S = 3.0
+
+
+class _Formatter(logging.Formatter):
+    """Plain lines, credentials replaced, tracebacks left to --debug."""
+
+    def __init__(self, debug: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        self._debug = debug
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not self._debug:
+            record.exc_info = record.exc_text = record.stack_info = None
+        return redact(super().format(record))
+
+
+class _ConsoleHandler(logging.Handler):
+    """Through the console, so that lines go above the live table."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def set_up_logging(debug: bool) -> Console:
+    """Send the library's logs to stderr, from INFO on, with `debug` from DEBUG on; returns the console for stderr."""
+    console = Console(stderr=True)
+    handler = _ConsoleHandler(console) if console.is_terminal else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(debug))
+    logger = logging.getLogger("streampose")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False
+    return console
+
+
+@dataclass(slots=True)
+class _Row:
+    """The last results of one source."""
+
+    times_s: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    frames: int = 0
+    people: int = 0
+    dropped: int = 0
+    state: str = ""
+
+    def fps(self, now_s: float) -> float:
+        """Results a second over the last three seconds."""
+        recent = [at for at in self.times_s if now_s - at <= _WINDOW_S]
+        return (len(recent) - 1) / (now_s - recent[0]) if len(recent) > 1 else 0.0
+
+
+class Screen:
+    """A run as it goes: a live table on a terminal, a line a source every five seconds elsewhere.
+
+    A context manager; any thread may tell it things. It is a `runner.Watcher`.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._lock = threading.Lock()
+        self._rows: dict[str, _Row] = {}
+        self._live = Live(self, console=console, transient=True) if console.is_terminal else None
+        self._next_s = time.monotonic() + _LINES_EVERY_S
+
+    def __enter__(self) -> Screen:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, frame: PoseFrame) -> None:
+        """One result."""
+        with self._lock:
+            row = self._rows.setdefault(frame.source, _Row())
+            row.times_s.append(time.monotonic())
+            row.latencies_ms.append((frame.published_ns - frame.captured_ns) / 1e6)
+            row.frames += 1
+            row.people = len(frame.people)
+            row.dropped = frame.dropped
+
+    def set_state(self, source: str, state: str) -> None:
+        """What the source is doing."""
+        with self._lock:
+            self._rows.setdefault(source, _Row()).state = state
+
+    def tick(self) -> None:
+        """Log the lines when it is time for them."""
+        if self._live is not None or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + _LINES_EVERY_S
+        for source, state, frames, fps, latency, people, dropped in self._cells():
+            log.info(
+                "%s: %s, %s frames, %s fps, latency p50 %s ms, %s people, %s dropped",
+                source, state, frames, fps, latency, people, dropped,
+            )  # fmt: skip
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for name in ("source", "state", "frames", "fps", "latency p50 ms", "people", "dropped"):
+            table.add_column(name, justify="left" if name in ("source", "state") else "right")
+        for cells in self._cells():
+            table.add_row(*cells)
+        return table
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        now_s = time.monotonic()
+        with self._lock:
+            return [
+                (
+                    source,
+                    row.state,
+                    str(row.frames),
+                    f"{row.fps(now_s):.1f}",
+                    f"{statistics.median(row.latencies_ms):.0f}" if row.latencies_ms else "-",
+                    str(row.people),
+                    str(row.dropped),
+                )
+                for source, row in self._rows.items()
+            ]
+
+
+def summary_lines(summary: RunSummary) -> list[str]:
+    """A finished run in a few lines."""
+    lines = [
+        f"{summary.frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} fps), {summary.poses} poses, "
+        f"{summary.dropped} dropped"
+    ]
+    for name, source in summary.sources.items():
+        drops = ", ".join(f"{count} {reason}" for reason, count in source.dropped.items() if count) or "none"
+        lines.append(f"{name}: {source.outcome}, {source.frames} frames, dropped: {drops}")
+    if summary.stages:
+        stages = ", ".join(f"{name} {s.median_ms:.1f}/{s.p95_ms:.1f}" for name, s in summary.stages.items())
+        lines.append(f"median/p95 ms: {stages}")
+    return lines
+
+
+def frame_line(frame: PoseFrame) -> str:
+    """One received frame as a line for people to read."""
+    latency_ms = (time.monotonic_ns() - frame.captured_ns) / 1e6
+    people = "  ".join(f"#{p.track_id} {p.score:.2f} at {p.box[0]:.0f},{p.box[1]:.0f}" for p in frame.people)
+    return (
+        f"{frame.source:<12} frame {frame.frame_index:>7}  {len(frame.people):>2} people  {latency_ms:>6.0f} ms  "
+        f"{frame.missed:>3} missed  {people}".rstrip()
+        + "\n"
+    )

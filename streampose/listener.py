@@ -1,0 +1,69 @@
+"""`streampose listen`: a subscriber that says what is going on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from streampose.errors import UsageError
+from streampose.subscribe import Subscriber
+from streampose.types import PoseFrame
+
+log = logging.getLogger(__name__)
+
+_SILENT_S = 1.0
+_LOST_S = 3.0
+_LOOK_S = 0.1
+
+
+def listen_to(
+    endpoint: str, mode: str, source: str | None, count: int | None, stop: threading.Event
+) -> Iterator[PoseFrame]:
+    """Frames until `count` came or `stop` is set; logs waiting, hellos, states, and at the end what was missed.
+
+    Raises:
+        UsageError: the endpoint or the mode is not one.
+    """
+    if mode not in ("latest", "lossless"):
+        raise UsageError(f"mode is latest or lossless, not {mode!r}")
+    frames = missed = 0
+    with Subscriber(endpoint, "latest" if mode == "latest" else "lossless", source) as stream:
+        watch = _Watch(stream)
+        while not stop.is_set() and frames != count:
+            frame = stream.receive(_LOOK_S)
+            watch.look()
+            if frame is not None:
+                frames, missed = frames + 1, missed + frame.missed
+                yield frame
+    log.info("%d frames, %d missed", frames, missed)
+
+
+class _Watch:
+    """Logs what changes about a stream, each change once."""
+
+    def __init__(self, stream: Subscriber) -> None:
+        self._stream = stream
+        self._began_s = time.monotonic()
+        self._waiting = False
+        self._hellos: dict[str, str] = {}
+        self._states: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Log what is new since the last look."""
+        heard_s = self._stream.heard_s
+        silent_s = time.monotonic() - (heard_s or self._began_s)
+        waiting = silent_s > (_LOST_S if heard_s else _SILENT_S)
+        if waiting and not self._waiting:
+            log.info("waiting for a publisher at %s", self._stream.endpoint)
+        self._waiting = waiting
+        for source, hello in self._stream.hellos.items():
+            text = f"{hello.width}x{hello.height}, {hello.skeleton}, model {hello.model}"
+            if self._hellos.get(source) != text:
+                self._hellos[source] = text
+                log.info("%s: %s", source, text)
+        for source, state in self._stream.states.items():
+            if self._states.get(source) != state:
+                self._states[source] = state
+                log.info("%s: %s", source, state)
