@@ -23,8 +23,9 @@ def centre(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def longer_sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Longer sides (N,) of boxes (N, 4), pixels, at least 1."""
-    sides: NDArray[np.float32] = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    return np.maximum(sides, np.float32(1))
+    sides = np.empty(len(boxes), np.float32)
+    np.max(boxes[:, 2:] - boxes[:, :2], axis=1, initial=1, out=sides)
+    return sides
 
 
 def longer_side(box: NDArray[np.float32]) -> float:

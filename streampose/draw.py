@@ -18,6 +18,7 @@ SURE_SCORE = 0.55
 """Joints and limbs below this score are drawn half transparent."""
 _INK = (28, 24, 20)
 _PAPER = (245, 245, 245)
+_THINNEST_RIMMED = 1.6
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SHIFT = 4
 
@@ -61,7 +62,8 @@ def draw_poses(image: NDArray[np.uint8], poses: PoseFrame, fps: float | None = N
     _draw_marks(canvas, [mark for mark in marks if mark.score >= SURE_SCORE])
     scale = _text_scale(image)
     for pose in people:
-        label = f"{pose.track_id}  {pose.score:.2f}"
+        roomy = pose.box[2] - pose.box[0] > 160 * scale
+        label = f"{pose.track_id}  {pose.score:.2f}" if roomy else f"{pose.track_id}"
         _draw_text(canvas, label, (float(pose.box[0]), float(pose.box[1])), track_colour(pose.track_id), _INK, scale)
     count = len(people)
     parts = [poses.source, f"frame {poses.frame_index}", f"{count} {'person' if count == 1 else 'people'}"]
@@ -97,17 +99,20 @@ def _marks(pose: Pose, skeleton: Skeleton) -> list[_Mark]:
 
 
 def _draw_marks(canvas: Canvas, marks: list[_Mark]) -> None:
-    """Limbs with a dark rim, joints as dots with a dark rim over them."""
+    """Limbs and over them joints as dots, all with a dark rim unless they are thin."""
     for rim in (True, False):
         for mark in marks:
             if mark.end is not None:
-                width = max(1, round(mark.width + (max(1.5, 0.6 * mark.width) if rim else 0)))
+                if rim and mark.width < _THINNEST_RIMMED:
+                    continue
+                width = max(1, round(mark.width * (1.6 if rim else 1.0)))
                 paint = _INK if rim else mark.paint
                 cv2.line(canvas, _fixed(mark.start), _fixed(mark.end), paint, width, cv2.LINE_AA, _SHIFT)
     for mark in marks:
         if mark.end is None:
-            radius = max(1.2, 1.15 * mark.width)
-            cv2.circle(canvas, _fixed(mark.start), round((radius + 0.8) * 2**_SHIFT), _INK, -1, cv2.LINE_AA, _SHIFT)
+            radius = 1.15 * mark.width
+            if mark.width >= _THINNEST_RIMMED:
+                cv2.circle(canvas, _fixed(mark.start), round(1.3 * radius * 2**_SHIFT), _INK, -1, cv2.LINE_AA, _SHIFT)
             cv2.circle(canvas, _fixed(mark.start), round(radius * 2**_SHIFT), mark.paint, -1, cv2.LINE_AA, _SHIFT)
 
 

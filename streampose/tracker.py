@@ -38,7 +38,8 @@ class TrackerSettings:
         unseen_s: how long a track lives on its keypoints alone, when no detection confirms it.
         missed_runs: detector runs without a match after which a track with poor keypoints is lost.
         poor_pose: keypoint quality under which a track needs the detector.
-        hopeless_pose: keypoint quality under which one missed detection is enough.
+        hopeless_pose: keypoint quality under which one missed detection is enough, and under which a track without a
+            good detection is not published.
         same_pose: OKS from which two tracks are one person.
         joint_score: keypoints below it say nothing.
     """
@@ -233,13 +234,17 @@ class Tracker:
         self._merge()
         poses = []
         for state in self._states:
-            if state.key not in keypoints or state.life is not _Life.ACTIVE:
+            if state.key not in keypoints or state.life is not _Life.ACTIVE or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
             points = keypoints[state.key].astype(np.float32)
             poses.append(Pose(state.track_id, state.box.copy(), pose_score(state.score, points), points))
         return tuple(poses)
+
+    def _doubtful(self, state: _State) -> bool:
+        """Neither the detector nor the pose says that this is a person: followed, and not published."""
+        return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
     def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
         """Match detections with tracks: first those in view, then what is left with the lost ones."""

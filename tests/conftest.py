@@ -1,0 +1,147 @@
+"""Small videos, pictures and stand-ins that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+MakeVideo = Callable[..., Path]
+MakeImages = Callable[..., Path]
+
+
+def walker(index: int, size: tuple[int, int] = (120, 160), people: int = 1) -> NDArray[np.uint8]:
+    """A dark picture in which white "people", 20 x 50 px, walk right by 2 px a frame."""
+    image = np.full((*size, 3), 16, np.uint8)
+    for person in range(people):
+        left = 10 + 60 * person + 2 * index
+        image[30:80, left : left + 20] = 235
+    return image
+
+
+@pytest.fixture
+def make_video(tmp_path: Path) -> MakeVideo:
+    """make_video(name="clip.mp4", frames=12, fps=25, size=(120, 160), people=1) -> path of an H.264 file."""
+
+    def make(
+        name: str = "clip.mp4", frames: int = 12, fps: int = 25, size: tuple[int, int] = (120, 160), people: int = 1
+    ) -> Path:
+        path = tmp_path / name
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.height, stream.width = size
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "10", "g": "4", "bf": "0"}
+            for index in range(frames):
+                frame = av.VideoFrame.from_ndarray(walker(index, size, people), format="bgr24")
+                frame.pts, frame.time_base = index, Fraction(1, fps)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> MakeImages:
+    """make_images({"frame1.png": (120, 160), ...}, folder="pictures") -> the folder; picture i shows walker(i)."""
+
+    def make(sizes: dict[str, tuple[int, int]], folder: str = "pictures") -> Path:
+        path = tmp_path / folder
+        path.mkdir()
+        for index, (name, size) in enumerate(sizes.items()):
+            assert cv2.imwrite(str(path / name), walker(index, size))
+        return path
+
+    return make
+
+
+@dataclass(frozen=True)
+class StubManifest:
+    """What the run time reads of a manifest."""
+
+    name: str = "stub"
+    target: str = "numpy"
+    precision: str = "fp32"
+    input_size: tuple[int, int] = (256, 192)
+    skeleton: str = "coco17"
+    offsets: tuple[int, ...] = (-4, -3, -2, -1)
+
+
+JOINTS = np.random.default_rng(7).uniform(0.05, 0.95, (17, 2))
+"""Where the stub sees the joints of a white rectangle, in shares of its width and height."""
+
+
+@dataclass
+class StubEngine:
+    """Finds the white rectangle nearest to the crop's centre; features are the crop at a quarter of its size."""
+
+    manifest: StubManifest = field(default_factory=StubManifest)
+    score: float = 0.9
+    encoded: list[int] = field(default_factory=list)
+    fused: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+
+    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.encoded.append(len(crops))
+        return crops[:, 2::4, 2::4].transpose(0, 3, 1, 2).astype(np.float32)
+
+    def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.fused.append((features, transforms))
+        return np.stack([self._pose(window[0, 0]) for window in features])
+
+    def _pose(self, grey: NDArray[np.float32]) -> NDArray[np.float32]:
+        pose = np.zeros((17, 3), np.float32)
+        count, _, stats, centres = cv2.connectedComponentsWithStats((grey > 125).astype(np.uint8))
+        if count > 1:
+            middle = np.array(grey.shape[::-1]) / 2
+            best = 1 + int(np.linalg.norm(centres[1:] - middle, axis=1).argmin())
+            left, top, width, height = stats[best, :4]
+            pose[:, :2] = (np.array([left, top]) + JOINTS * [width, height]) * 4
+            pose[:, 2] = self.score
+        return pose
+
+
+@dataclass
+class StubDetector:
+    """Finds white rectangles, exactly; or gives the boxes it was told to, frame by frame."""
+
+    script: Sequence[Sequence[tuple[float, float, float, float, float]]] | None = None
+    threshold: float = 0.4
+    runs: int = 0
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self.script is not None:
+            found = np.array(self.script[self.runs], np.float32).reshape(-1, 5)
+        else:
+            count, _, stats, _ = cv2.connectedComponentsWithStats((image[..., 0] > 125).astype(np.uint8))
+            found = np.array([(x, y, x + w, y + h, 0.9) for x, y, w, h, _ in stats[1:count]], np.float32).reshape(-1, 5)
+        self.runs += 1
+        return found[:, :4], found[:, 4]
+
+
+@pytest.fixture
+def engine() -> StubEngine:
+    return StubEngine()
+
+
+@pytest.fixture
+def detector() -> StubDetector:
+    return StubDetector()
+
+
+@pytest.fixture
+def make_detector() -> type[StubDetector]:
+    return StubDetector
+
+
+@pytest.fixture
+def joints() -> NDArray[np.float64]:
+    """Where the stub engine sees joints: (17, 2) shares of the rectangle."""
+    return JOINTS
