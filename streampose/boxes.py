@@ -35,7 +35,8 @@ def longer_side(box: NDArray[np.float32]) -> float:
 
 def shifted(box: NDArray[np.float32], by: NDArray[np.float32]) -> NDArray[np.float32]:
     """A box (4,) moved by (2,) pixels."""
-    return (box + np.concatenate([by, by])).astype(np.float32)
+    moved: NDArray[np.float32] = box + np.concatenate([by, by])
+    return moved
 
 
 def extent(keypoints: NDArray[np.float32], floor: float) -> NDArray[np.float32] | None:

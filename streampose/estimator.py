@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from streampose.engines import Engine
 from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
+from streampose.follower import Track
 from streampose.geometry import between_crops, crop_affine, cut, invert, transform
 from streampose.metrics import Metrics
-from streampose.tracker import Track
 from streampose.types import Frame
 
 LONGEST_GAP_S = 0.5

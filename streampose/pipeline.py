@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from streampose.engines import Engine, load_engine
 from streampose.errors import UsageError
 from streampose.estimator import Estimator
+from streampose.follower import Follower, Track, WholeFrame
 from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector, PersonDetector
 from streampose.skeleton import SKELETONS
 from streampose.sources import Source, open_sources
-from streampose.tracker import Follower, Track, Tracker, TrackerSettings, WholeFrame
+from streampose.tracker import Tracker, TrackerSettings
 from streampose.types import Frame, PoseFrame
 
 _WAKE_S = 0.2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,13 @@ from streampose.boxes import (
     visible_share,
     widened,
 )
+from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
 from streampose.skeleton import COCO17, Skeleton, oks
 from streampose.types import Pose
+
+_FEWEST_JOINTS = 5
+"""How many joints two poses must share to be called the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,77 +56,6 @@ class TrackerSettings:
     hopeless_pose: float = 0.15
     same_pose: float = 0.7
     joint_score: float = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """A person to estimate in the frame at hand.
-
-    Attributes:
-        key: names the track's window; never reused, not shown to anybody.
-        box: (4,) float32 xyxy, the person, frame pixels.
-        crop_box: (4,) float32 xyxy, what the crop is centred on; the same numbers as in the frame before, as long as
-            the person moves little.
-        score: 0..1, of the last detections.
-    """
-
-    key: int
-    box: NDArray[np.float32]
-    crop_box: NDArray[np.float32]
-    score: float
-
-
-class Follower(Protocol):
-    """What the pipeline needs of whoever follows the people of a source; see `Tracker`."""
-
-    @property
-    def undecided(self) -> bool:
-        """The next frame should be looked at by the detector."""
-
-    @property
-    def keys(self) -> tuple[int, ...]:
-        """The keys of all tracks whose windows are still of use."""
-
-    def reset(self) -> None:
-        """Forget everybody; ids go on."""
-
-    def advance(
-        self,
-        pts_s: float,
-        size: tuple[int, int],
-        detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    ) -> tuple[Track, ...]:
-        """Go on to a frame: the people to estimate in it."""
-
-    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
-        """Take their keypoints: the poses to publish."""
-
-
-class WholeFrame:
-    """Follows nobody: one person, track 1, who fills the frame. For pictures that were cut to a person already."""
-
-    undecided = False
-    keys = (1,)
-
-    def __init__(self) -> None:
-        self._box = np.zeros(4, np.float32)
-
-    def reset(self) -> None:
-        """Nothing is remembered."""
-
-    def advance(
-        self,
-        pts_s: float,  # noqa: ARG002
-        size: tuple[int, int],
-        detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,  # noqa: ARG002
-    ) -> tuple[Track, ...]:
-        """The frame as one track; see `Tracker.advance`."""
-        self._box = np.array([0, 0, size[1], size[0]], np.float32)
-        return (Track(1, self._box, self._box, 1.0),)
-
-    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
-        """The one pose; see `Tracker.settle`."""
-        return tuple(Pose(1, self._box, pose_score(1.0, points), points) for points in keypoints.values())
 
 
 class _Life(Enum):
@@ -301,6 +233,8 @@ class Tracker:
     def _follow(self, state: _State, keypoints: NDArray[np.float32]) -> None:
         """Move a track with its keypoints: by the median way of the joints, so that a waving arm moves nobody."""
         state.quality = pose_quality(keypoints)
+        if state.quality < self._set.hopeless_pose:
+            return
         before = state.keypoints
         if before is not None and state.estimated and self._dt_s > 0:
             both = (keypoints[:, 2] > self._set.joint_score) & (before[:, 2] > self._set.joint_score)
@@ -353,22 +287,13 @@ class Tracker:
         self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
 
     def _same(self, a: _State, b: _State) -> bool:
+        """Whether two poses coincide: OKS over the joints that both are sure of, at the size these span."""
         if a.keypoints is None or b.keypoints is None:
             return False
         floor = self._set.joint_score
-        if ((a.keypoints[:, 2] > floor) & (b.keypoints[:, 2] > floor)).sum() < 5:
+        both = (a.keypoints[:, 2] > floor) & (b.keypoints[:, 2] > floor)
+        if both.sum() < _FEWEST_JOINTS:
             return False
-        area = min(float((s.box[2:] - s.box[:2]).prod()) for s in (a, b))
+        points = np.concatenate([a.keypoints[both, :2], b.keypoints[both, :2]])
+        area = float(np.ptp(points, axis=0).prod())
         return oks(a.keypoints, b.keypoints, area, floor, self._skeleton) >= self._set.same_pose
-
-
-def pose_quality(keypoints: NDArray[np.float32]) -> float:
-    """How sure a (J, 3) pose is of itself, 0..1: the mean score of its better half of joints."""
-    scores = np.sort(keypoints[:, 2])[::-1]
-    return float(scores[: (len(scores) + 1) // 2].mean())
-
-
-def pose_score(box_score: float, keypoints: NDArray[np.float32]) -> float:
-    """Confidence of a person, 0..1: the box's score times the mean score of its joints above 0.2, as HRNet has it."""
-    sure = keypoints[keypoints[:, 2] > 0.2, 2]
-    return float(np.clip(box_score * (sure.mean() if len(sure) else 0.0), 0.0, 1.0))
