@@ -1,4 +1,4 @@
-"""The data pack: COCO-17 stills in plain tars, clips with PoseTrack18-style labels. What it holds, and how it is split."""
+"""The data pack: COCO-17 stills in plain tars, clips with PoseTrack18-style labels, and how both are split."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +90,7 @@ def clip_split(name: str) -> Split:
 
 
 def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> list[Still]:
-    """The pictures of one split, in the order of `sets` and of their names.
+    """The pictures of one split, in the order of `sets`, tars and names.
 
     Raises:
         UsageError: the folder does not have the pack's layout.
@@ -101,18 +103,14 @@ def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> l
         for annotation in labels["annotations"]:
             people[annotation["image_id"]].append(_person(annotation))
         chosen = split_names([image["file_name"] for image in labels["images"]])
-        tars: dict[int, tarfile.TarFile] = {}
-        for image in sorted(labels["images"], key=lambda image: str(image["file_name"])):
-            if chosen[image["file_name"]] != split:
-                continue
-            number = image["tar"]
-            if number not in tars:
-                tars[number] = tarfile.open(path.with_name(f"{set_name}_{number:02d}.tar"))
-            member = tars[number].extractfile(image["file_name"])
-            assert member is not None
-            stills.append(Still(set_name, image["file_name"], member.read(), tuple(people[image["id"]])))
-        for tar in tars.values():
-            tar.close()
+        images = [image for image in labels["images"] if chosen[image["file_name"]] == split]
+        images.sort(key=lambda image: (image["tar"], image["file_name"]))
+        for number, group in groupby(images, key=lambda image: int(image["tar"])):
+            with tarfile.open(path.with_name(f"{set_name}_{number:02d}.tar")) as tar:
+                for image in group:
+                    member = tar.extractfile(image["file_name"])
+                    assert member is not None
+                    stills.append(Still(set_name, image["file_name"], member.read(), tuple(people[image["id"]])))
     return stills
 
 
@@ -142,7 +140,12 @@ def _read_clip(path: Path) -> Clip:
         jpegs.append(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
     capture.release()
     ids = [image["id"] for image in labels["images"]]
-    return Clip(path.stem, float(labels["info"]["fps"]), tuple(jpegs), tuple(tuple(people[i]) for i in ids[: len(jpegs)]))
+    return Clip(
+        path.stem,
+        float(Fraction(str(labels["info"]["fps"]))),
+        tuple(jpegs),
+        tuple(tuple(people[i]) for i in ids[: len(jpegs)]),
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, in Google's Lite form: no squeeze-excite, ReLU6) as a feature pyramid's trunk."""
+"""EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946; Lite: no squeeze-excite, ReLU6) as the trunk of a pyramid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streampose.errors import MissingExtraError
 
 
 class Stage(NamedTuple):
-    """A run of inverted residual blocks: kernel size, stride of the first, expansion factor, output channels, blocks."""
+    """A run of inverted residual blocks: kernel size, first stride, expansion factor, output channels, blocks."""
 
     kernel: int
     stride: int
@@ -34,7 +34,9 @@ LITE0_STAGES = (
 BATCH_NORM_EPS = 1e-3
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+def conv_bn(
+    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
+) -> nn.Sequential:
     """Convolution without bias, BatchNorm and, if `act`, ReLU6."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
@@ -65,7 +67,7 @@ class EfficientNetLite0(nn.Module):
     """The trunk.
 
     Args:
-        stages: the stages to build, by default all of Lite0's. Leaving out late stages or repeats keeps the rest loadable.
+        stages: the stages to build, by default all of Lite0's. Without late stages or repeats the rest still loads.
 
     Forward: (B, 3, H, W) float32, normalised by ImageNet's mean and deviation -> the last map of each stride from 4 on,
     finest first.

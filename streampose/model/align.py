@@ -1,0 +1,159 @@
+"""Aligning supporting features to the key frame: known crop transform, global transformation, deformable convolution.
+
+FAMI-Pose (arXiv 2203.15227, section 3.2) warps a supporting map by a learned global translation and then corrects it
+locally by deformable convolutions. Here the two warps and the known transform between the crops are composed into the
+deformable convolution's sampling positions, so that a supporting map is resampled once and not blurred three times.
+Where the crops are the same, the known transform is the identity and nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from streampose.model.mobile import conv_bn
+from streampose.plugins.deform_conv import deform_conv2d
+
+KERNEL = 3
+TAPS = KERNEL * KERNEL
+
+
+def zero(layer: nn.Linear | nn.Conv2d) -> None:
+    """Let a layer start by answering zero."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def cell_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(2, height, width) continuous x, y of the centres of a map's cells."""
+    y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    return torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)])
+
+
+def scaled(transforms: Tensor, cell_px: float) -> Tensor:
+    """(..., 2, 3) affines of crop pixels, for maps whose cells are `cell_px` crop pixels wide."""
+    return torch.cat([transforms[..., :2], transforms[..., 2:] / cell_px], dim=-1)
+
+
+def warp(maps: Tensor, affines: Tensor) -> Tensor:
+    """Look up each map where its affine points, bilinear, zeros outside.
+
+    Args:
+        maps: (B, C, h, w).
+        affines: (B, 2, 3) from cells of the result to cells of `maps` (continuous).
+    """
+    height, width = maps.shape[2:]
+    grid = cell_grid(height, width, maps).flatten(1)
+    places = affines[:, :, :2] @ grid + affines[:, :, 2:]
+    size = torch.tensor([width, height], dtype=maps.dtype, device=maps.device)
+    places = places.transpose(1, 2).reshape(-1, height, width, 2) * (2 / size) - 1
+    return functional.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class GlobalTransformation(nn.Module):
+    """The translation that brings a supporting map to the key frame's as a whole (FAMI-Pose, equation 3).
+
+    Forward: key and supporting maps, both (N, C, h, w) -> (N, 2) x, y in cells of those maps. Starts at zero.
+    """
+
+    def __init__(self, channels: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.match = nn.Sequential(conv_bn(2 * channels, hidden, 3), conv_bn(hidden, hidden, 3, 2))
+        self.translation = nn.Linear(hidden, 2)
+        zero(self.translation)
+
+    def forward(self, key: Tensor, support: Tensor) -> Tensor:
+        y: Tensor = self.translation(self.match(torch.cat([key, support], dim=1)).mean(dim=(2, 3)))
+        return y
+
+
+class LocalOffsets(nn.Module):
+    """Sampling offsets and modulation of the deformable convolution.
+
+    Forward: key and warped supporting maps, both (N, C, h, w) -> offsets (N, G, K, 2, h, w) as y, x in cells, and masks
+    (N, G*K, h, w) in 0..1 (a sigmoid bounds them; the released network leaves them unbounded). Offsets start at zero
+    and masks at one half.
+    """
+
+    def __init__(self, channels: int, groups: int, hidden: int = 48) -> None:
+        super().__init__()
+        self.groups = groups
+        self.body = nn.Sequential(
+            conv_bn(2 * channels, hidden), conv_bn(hidden, hidden, 5, groups=hidden), conv_bn(hidden, hidden)
+        )
+        self.out = nn.Conv2d(hidden, groups * TAPS * 3, 1)
+        zero(self.out)
+
+    def forward(self, key: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.out(self.body(torch.cat([key, support], dim=1)))
+        split = 2 * self.groups * TAPS
+        return y[:, :split].unflatten(1, (self.groups, TAPS, 2)), y[:, split:].sigmoid()
+
+
+def sampling_offsets(local: Tensor, affines: Tensor) -> Tensor:
+    """Deformable-convolution offsets that sample where `affines` takes key cell + tap + local offset.
+
+    Args:
+        local: (N, G, K, 2, h, w) y, x in cells.
+        affines: (N, 2, 3) from key cells to supporting cells (continuous).
+
+    Returns:
+        (N, G*K*2, h, w), interleaved (dy, dx) as DeformConv wants them. An identity affine returns `local`.
+    """
+    height, width = local.shape[-2:]
+    x, y = cell_grid(height, width, local)
+    reach = KERNEL // 2
+    taps = torch.arange(TAPS, device=local.device)
+    tap_y, tap_x = (taps // KERNEL - reach).view(-1, 1, 1), (taps % KERNEL - reach).view(-1, 1, 1)
+    at_y, at_x = local[:, :, :, 0] + tap_y, local[:, :, :, 1] + tap_x
+    excess = affines - torch.eye(2, 3, dtype=affines.dtype, device=affines.device)
+    a, b, c, d, e, f = (excess[:, row, column].view(-1, 1, 1, 1, 1) for row in (0, 1) for column in (0, 1, 2))
+    dx = local[:, :, :, 1] + a * (x + at_x) + b * (y + at_y) + c
+    dy = local[:, :, :, 0] + d * (x + at_x) + e * (y + at_y) + f
+    return torch.stack([dy, dx], dim=3).flatten(1, 3)
+
+
+class Alignment(nn.Module):
+    """Supporting maps resampled to fit the key frame's.
+
+    Args:
+        channels: C of the maps.
+        groups: offset groups of the deformable convolution.
+    """
+
+    def __init__(self, channels: int, groups: int = 4) -> None:
+        super().__init__()
+        self.groups = groups
+        self.global_transformation = GlobalTransformation(channels)
+        self.local_offsets = LocalOffsets(channels, groups)
+        weight = torch.zeros(channels, channels, KERNEL, KERNEL)
+        weight[torch.arange(channels), torch.arange(channels), KERNEL // 2, KERNEL // 2] = 2.0
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, key: Tensor, supports: Tensor, transforms: Tensor, cell_px: float) -> tuple[Tensor, Tensor]:
+        """Align.
+
+        Args:
+            key: (B, C, h, w).
+            supports: (B, S, C, h, w).
+            transforms: (B, S, 2, 3) from key-crop to supporting-crop pixels.
+            cell_px: crop pixels a cell.
+
+        Returns:
+            aligned (B, S, C, h, w), translations (B, S, 2) x, y in cells.
+        """
+        batch, count = supports.shape[:2]
+        flat, known = supports.flatten(0, 1), transforms.flatten(0, 1)
+        repeated = key.unsqueeze(1).expand_as(supports).flatten(0, 1)
+        small, key_small = functional.avg_pool2d(flat, 2), functional.avg_pool2d(repeated, 2)
+        translation = 2 * self.global_transformation(key_small, warp(small, scaled(known, 2 * cell_px)))
+        affines = scaled(known, cell_px)
+        affines = torch.cat([affines[:, :, :2], affines[:, :, 2:] + translation[:, :, None]], dim=2)
+        local, masks = self.local_offsets(repeated, warp(flat, affines))
+        offsets = sampling_offsets(local, affines)
+        aligned = deform_conv2d(flat, offsets, masks, self.weight, self.bias, padding=(1, 1), offset_groups=self.groups)
+        return aligned.unflatten(0, (batch, count)), translation.unflatten(0, (batch, count))

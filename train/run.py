@@ -1,0 +1,80 @@
+"""`streampose train`: a recipe's stages one after the other, each in its own folder with checkpoint and log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+from streampose.errors import UsageError
+from streampose.train.loop import Task, fit
+from streampose.train.pose import encoder_task, fuser_task
+from streampose.train.recipe import EncoderStage, FuserStage, Recipe, read_recipe
+
+log = logging.getLogger(__name__)
+
+
+def run_recipe(
+    recipe: str | Path,
+    data: Path | None,
+    out: Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train what a recipe describes.
+
+    Args:
+        recipe: name of a bundled recipe, or a TOML file.
+        data: folder in the pack's layout, see `train.pack`.
+        out: where checkpoints and logs go; by default `runs/<name>`. The effective recipe is saved there.
+        resume: go on from the checkpoints in `out`.
+        overrides: see `read_recipe`.
+
+    Returns:
+        The checkpoint of the last stage.
+
+    Raises:
+        UsageError: the recipe or the data is not what it must be, or `out` holds a run and `resume` is not asked for.
+    """
+    chosen = read_recipe(recipe, overrides)
+    if data is None:
+        raise UsageError("training needs --data DIR, a folder in the pack's layout (docs/training.md)")
+    out = out or Path("runs") / chosen.name
+    _claim(out, chosen, resume)
+    before: Path | None = None
+    for stage in chosen.stage:
+        folder = out / stage.name
+        checkpoint = folder / "checkpoint.pt"
+        if resume and _steps_done(checkpoint) >= stage.loop.steps:
+            log.info("%s is done already", stage.name)
+        else:
+            log.info("%s: %d steps of %d samples", stage.name, stage.loop.steps, stage.loop.batch_size)
+            fit(_task(stage, data, before)(), stage.loop, folder, resume)
+        before = checkpoint
+    assert before is not None
+    return before
+
+
+def _task(stage: EncoderStage | FuserStage, data: Path, before: Path | None) -> Callable[[], Task]:
+    match stage:
+        case EncoderStage():
+            return lambda: encoder_task(stage, data, before)
+        case FuserStage():
+            return lambda: fuser_task(stage, data, before)
+
+
+def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
+    saved = out / "recipe.json"
+    if saved.exists() and not resume:
+        raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    saved.write_bytes(msgspec.json.format(msgspec.json.encode(recipe), indent=1))
+
+
+def _steps_done(checkpoint: Path) -> int:
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
