@@ -48,6 +48,12 @@ pytest: $(DEV) ## Run the tests; PYTEST_ARGS='-m "not slow"' leaves out the slow
 	@echo "Running the tests (pytest)"
 	@$(BIN)/python -m pytest -q -rs $(PYTEST_ARGS)
 
+bench: $(RUNTIME) ## Measure the pipeline on this machine, on the bundled clip: out/bench.json
+	@mkdir -p $(OUT)
+	@echo "Measuring the pipeline on the bundled clip"
+	@$(BIN)/python -m streampose bench --json > $(OUT)/bench.json
+	@echo "The figures: $(OUT)/bench.json"
+
 clean: ## Remove what was built, the results in out/ and the caches
 	rm -rf build dist $(OUT) .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
