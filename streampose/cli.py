@@ -98,7 +98,7 @@ def run(
     Ctrl-C stops the sources, finishes the frames that wait, and prints a summary.
     """
     with _stop_on_signals() as stop:
-        from streampose.console import Screen, set_up_logging, summary_lines
+        from streampose.console import Screen, set_up_logging
         from streampose.runner import RunOptions, run_pipeline
 
         options = RunOptions(
@@ -115,9 +115,7 @@ def run(
         )
         console = set_up_logging(context.obj)
         with Screen(console) as screen:
-            summary = run_pipeline(options, screen, stop, _write if json else None)
-        for line in summary_lines(summary):
-            typer.echo(line, err=True)
+            run_pipeline(options, screen, stop, _write if json else None)
 
 
 @app.command()
@@ -163,6 +161,34 @@ def train(
         from streampose.train import run_recipe
     checkpoint = run_recipe(recipe, data, out, resume, set_ or [])
     typer.echo(str(checkpoint))
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    source: Annotated[list[str] | None, typer.Option(metavar="URI", help="As for run; by default demo.")] = None,
+    model: Annotated[str, typer.Option(metavar="NAME|BUNDLE", help="As for run.")] = "lite",
+    detector: Annotated[str, typer.Option(metavar="NAME|ONNX|none", help="As for run.")] = "person",
+    detect_every: Annotated[int, typer.Option(metavar="N", min=1, help="As for run.")] = 3,
+    max_frames: Annotated[int, typer.Option(metavar="N", min=1, help="Results of each source.")] = 300,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Run without outputs, as fast as it goes, and show where the time went."""
+    with _stop_on_signals() as stop:
+        from streampose.console import Screen, set_up_logging, summary_json
+        from streampose.runner import RunOptions, run_pipeline
+
+        options = RunOptions(
+            sources=tuple(source or ["demo"]),
+            model=model,
+            detector=detector,
+            detect_every=detect_every,
+            max_frames=max_frames,
+        )
+        with Screen(set_up_logging(context.obj)) as screen:
+            run_pipeline(options, screen, stop)
+        if json and screen.summary is not None:
+            _write(summary_json(screen.summary))
 
 
 def main() -> NoReturn:

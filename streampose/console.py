@@ -10,6 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -81,10 +82,15 @@ class _Row:
 class Screen:
     """A run as it goes: a live table on a terminal, a line a source every five seconds elsewhere.
 
-    A context manager; any thread may tell it things. It is a `runner.Watcher`.
+    A context manager, which shows the summary when left; any thread may tell it things. It is a `runner.Watcher`.
+
+    Attributes:
+        summary: of the run, once it has ended.
     """
 
     def __init__(self, console: Console) -> None:
+        self.summary: RunSummary | None = None
+        self._console = console
         self._lock = threading.Lock()
         self._rows: dict[str, _Row] = {}
         self._live = Live(self, console=console, transient=True) if console.is_terminal else None
@@ -98,6 +104,8 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        for line in _summary_lines(self.summary) if self.summary else ():
+            self._console.print(redact(line), markup=False, highlight=False, soft_wrap=True)
 
     def add(self, frame: PoseFrame) -> None:
         """One result."""
@@ -125,6 +133,10 @@ class Screen:
                 source, state, frames, fps, latency, people, dropped,
             )  # fmt: skip
 
+    def end(self, summary: RunSummary) -> None:
+        """Keep the summary, to show it when the screen is left."""
+        self.summary = summary
+
     def __rich__(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for name in ("source", "state", "frames", "fps", "latency p50 ms", "people", "dropped"):
@@ -150,7 +162,7 @@ class Screen:
             ]
 
 
-def summary_lines(summary: RunSummary) -> list[str]:
+def _summary_lines(summary: RunSummary) -> list[str]:
     """A finished run in a few lines."""
     lines = [
         f"{summary.frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} fps), {summary.poses} poses, "
@@ -163,6 +175,12 @@ def summary_lines(summary: RunSummary) -> list[str]:
         stages = ", ".join(f"{name} {s.median_ms:.1f}/{s.p95_ms:.1f}" for name, s in summary.stages.items())
         lines.append(f"median/p95 ms: {stages}")
     return lines
+
+
+def summary_json(summary: RunSummary) -> bytes:
+    """A finished run as one JSON object and a newline: the fields of `RunSummary`, and `fps`."""
+    fields = {"fps": summary.fps, **msgspec.to_builtins(summary)}
+    return msgspec.json.encode(fields) + b"\n"
 
 
 def frame_line(frame: PoseFrame) -> str:

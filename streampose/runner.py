@@ -1,15 +1,15 @@
-"""`streampose run` and `bench`: a pipeline whose results go to every output that was asked for."""
+"""`streampose run` and `streampose bench`: a pipeline whose results go to every output that was asked for."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from streampose.engines import load_engine
 from streampose.errors import ModelError, UsageError
@@ -80,20 +80,23 @@ class Watcher(Protocol):
     def tick(self) -> None:
         """Half a second went by."""
 
+    def end(self, summary: RunSummary) -> None:
+        """What came of the run; also of one that failed, where it had begun."""
+
 
 def run_pipeline(
     options: RunOptions,
     watcher: Watcher,
     stop: threading.Event,
     print_line: Callable[[bytes], None] | None = None,
-) -> RunSummary:
+) -> None:
     """Run until the sources end or `stop` is set; what waits then is still estimated and put out.
 
     Args:
         print_line: gets each result as a line of people.jsonl.
 
     Raises:
-        StreamposeError: a source, a model or an output failed; the summary is lost then, the outputs are closed.
+        StreamposeError: a source, a model or an output failed; all outputs are closed then.
     """
     with ExitStack() as stack:
         engine = load_engine(options.model)
@@ -116,11 +119,12 @@ def run_pipeline(
         outputs.append(_of_poses(watcher.add))
         settings = Settings(detect_every=options.detect_every, max_frames=options.max_frames)
         pipeline = Pipeline(sources, engine, detector, settings, stop)
+        stack.callback(lambda: watcher.end(pipeline.summary()))
         stack.enter_context(_Ticker(sources, publisher, watcher))
-        for result in pipeline.results():
+        results = stack.enter_context(closing(cast("Generator[Result]", pipeline.results())))
+        for result in results:
             for put in outputs:
                 put(result)
-    return pipeline.summary()
 
 
 def _of_poses(put: Callable[[PoseFrame], None]) -> Callable[[Result], None]:

@@ -1,0 +1,175 @@
+"""A run and its outputs, on small clips and with a stand-in for the network."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import av
+import pytest
+
+from streampose import runner
+from streampose.errors import ModelError, OutputError, SourceError, UsageError
+from streampose.publish import Publisher
+from streampose.runner import RunOptions, run_pipeline
+from streampose.subscribe import Subscriber
+
+WAIT_S = 10
+
+
+class Notes:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self):
+        self.frames = []
+        self.states = {}
+        self.ticks = 0
+        self.summary = None
+
+    def add(self, frame):
+        self.frames.append(frame)
+
+    def set_state(self, source, state):
+        self.states[source] = state
+
+    def tick(self):
+        self.ticks += 1
+
+    def end(self, summary):
+        self.summary = summary
+
+
+@pytest.fixture
+def notes():
+    return Notes()
+
+
+@pytest.fixture
+def stop():
+    return threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch, engine, detector):
+    monkeypatch.setattr(runner, "load_engine", lambda _: engine)
+    monkeypatch.setattr(runner, "PersonDetector", lambda _: detector)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """The subscriber of a run's publisher, in place before the run goes on: heard[0]."""
+    streams = []
+
+    class Heard(Publisher):
+        def __init__(self, _, **kwargs):
+            super().__init__("tcp://127.0.0.1:*", **kwargs)
+            streams.append(Subscriber(self.endpoint, "lossless"))
+            until = time.monotonic() + WAIT_S
+            while not streams[0].heard_s:
+                assert time.monotonic() < until
+                streams[0].receive(0.01)
+
+    monkeypatch.setattr(runner, "Publisher", Heard)
+    yield streams
+    for stream in streams:
+        stream.close()
+
+
+def running():
+    """Threads of ours that are still there."""
+    return [t.name for t in threading.enumerate() if t.name.startswith(("source-", "ticker", "publish"))]
+
+
+def test_every_output_gets_every_frame(make_video, tmp_path, notes, stop, heard):
+    lines = []
+    path = tmp_path / "people.jsonl"
+    options = RunOptions((str(make_video(frames=12)),), publish="tcp://127.0.0.1:5555", save=path)
+    run_pipeline(options, notes, stop, lines.append)
+    saved = [json.loads(line) for line in path.open()]
+    assert [line["frame_index"] for line in saved] == list(range(12))
+    assert b"".join(lines) == path.read_bytes()
+    assert [frame.frame_index for frame in notes.frames] == list(range(12))
+    received = [heard[0].receive(WAIT_S) for _ in range(12)]
+    assert [frame.frame_index for frame in received] == list(range(12))
+    assert [len(frame.people) for frame in received] == [len(line["people"]) for line in saved]
+    assert saved[-1]["people"]
+    assert (heard[0].hellos["clip"].model, heard[0].hellos["clip"].width) == ("stub", 160)
+    assert heard[0].receive(0.2) is None
+    assert heard[0].states == notes.states == {"clip": "ended"}
+    assert (notes.summary.frames, notes.summary.sources["clip"].outcome) == (12, "ended")
+    assert running() == []
+
+
+def test_several_sources_get_a_video_each(make_video, tmp_path, notes, stop):
+    options = RunOptions(
+        (str(make_video("a.mp4", frames=5)), str(make_video("b.mp4", frames=7, size=(96, 64)))),
+        render=tmp_path / "out.mp4",
+    )
+    run_pipeline(options, notes, stop)
+    for name, frames, size in (("a", 5, (160, 120)), ("b", 7, (64, 96))):
+        with av.open(str(tmp_path / f"out-{name}.mp4")) as video:
+            stream = video.streams.video[0]
+            assert (stream.width, stream.height) == size
+            assert sum(1 for _ in video.decode(stream)) == frames
+
+
+def test_an_output_that_fails_ends_the_run_and_frees_everything(make_video, notes, stop, heard):
+    options = RunOptions((str(make_video(frames=50)),), publish="tcp://127.0.0.1:5555")
+
+    def fail(_):
+        if len(notes.frames) == 3:
+            raise OutputError("full")
+
+    with pytest.raises(OutputError, match="full"):
+        run_pipeline(options, notes, stop, fail)
+    assert len(notes.frames) == 3
+    assert notes.summary.sources["clip"].outcome == "stopped"
+    assert running() == []
+    assert [heard[0].receive(WAIT_S).frame_index for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_stop_finishes_what_waits(make_video, notes, stop):
+    options = RunOptions((str(make_video(frames=200)),))
+    run_pipeline(options, notes, stop, lambda _: stop.set() if len(notes.frames) == 5 else None)
+    assert 6 <= len(notes.frames) < 30
+    assert [frame.frame_index for frame in notes.frames] == list(range(len(notes.frames)))
+    assert notes.summary.frames == len(notes.frames)
+    assert running() == []
+
+
+def test_a_source_that_breaks_is_told_after_its_last_result(make_images, notes, stop, heard):
+    folder = make_images({"1.png": (120, 160), "2.png": (120, 160)})
+    (folder / "3.png").write_bytes(b"no picture")
+    with pytest.raises(SourceError, match=r"3\.png"):
+        run_pipeline(RunOptions((str(folder),), publish="tcp://127.0.0.1:5555"), notes, stop)
+    assert len(notes.frames) == 2
+    assert [heard[0].receive(WAIT_S).frame_index for _ in range(2)] == [0, 1]
+    assert heard[0].receive(0.2) is None
+    assert heard[0].states == notes.states == {"pictures": "offline"}
+    assert "3.png" in notes.summary.sources["pictures"].error
+    assert running() == []
+
+
+def test_nothing_stays_open_when_a_model_is_missing(make_video, monkeypatch, notes, stop):
+    def missing(_):
+        raise ModelError("no model")
+
+    monkeypatch.setattr(runner, "load_engine", missing)
+    with pytest.raises(ModelError):
+        run_pipeline(RunOptions((str(make_video()),)), notes, stop)
+    assert notes.summary is None
+    assert running() == []
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_backends_of_later_versions_are_model_errors(backend):
+    with pytest.raises(ModelError, match=f"{backend} is not available in this version"):
+        RunOptions(("demo",), backend=backend)
+
+
+def test_other_backends_and_endpoints_are_usage_errors():
+    with pytest.raises(UsageError, match="auto or onnxruntime"):
+        RunOptions(("demo",), backend="opencl")
+    with pytest.raises(UsageError, match="this machine only"):
+        RunOptions(("demo",), publish="tcp://0.0.0.0:5555")
