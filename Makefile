@@ -46,7 +46,7 @@ types: $(DEV) ## Check types with mypy --strict, on the package as it installs
 
 pytest: $(DEV) ## Run the tests; PYTEST_ARGS='-m "not slow"' leaves out the slow ones
 	@echo "Running the tests (pytest)"
-	@$(BIN)/python -m pytest -q -rs $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -rfEs $(PYTEST_ARGS)
 
 bench: $(RUNTIME) ## Measure the pipeline on this machine, on the bundled clip: out/bench.json
 	@mkdir -p $(OUT)
