@@ -114,7 +114,7 @@ def run(
             render=render,
         )
         console = set_up_logging(context.obj)
-        with Screen(console) as screen:
+        with Screen(console, live=not (json and sys.stdout.isatty())) as screen:
             run_pipeline(options, screen, stop, _write if json else None)
 
 

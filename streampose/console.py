@@ -84,16 +84,20 @@ class Screen:
 
     A context manager, which shows the summary when left; any thread may tell it things. It is a `runner.Watcher`.
 
+    Args:
+        console: of stderr.
+        live: show the table if this is a terminal.
+
     Attributes:
         summary: of the run, once it has ended.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, live: bool = True) -> None:
         self.summary: RunSummary | None = None
         self._console = console
         self._lock = threading.Lock()
         self._rows: dict[str, _Row] = {}
-        self._live = Live(self, console=console, transient=True) if console.is_terminal else None
+        self._live = Live(self, console=console, transient=True) if live and console.is_terminal else None
         self._next_s = time.monotonic() + _LINES_EVERY_S
 
     def __enter__(self) -> Screen:

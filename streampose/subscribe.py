@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 Mode = Literal["latest", "lossless"]
 
 QUEUE_LIMIT = 10_000
-"""Messages that wait to be read in lossless mode before the socket is left to fill up, and the publisher to drop."""
+"""Messages (in latest mode: topics) that wait to be read. Then, in lossless mode, the socket is left to fill up, and the
+publisher to drop."""
 
 _ENDPOINT = re.compile(r"tcp://[^@/\s]+:\d{1,5}")
 
@@ -187,7 +188,8 @@ class Subscriber:
                 if parts[0] == b"heartbeat":
                     continue
                 if self._latest:
-                    self._newest[parts[0]] = parts
+                    if parts[0] in self._newest or len(self._newest) < QUEUE_LIMIT:
+                        self._newest[parts[0]] = parts
                 else:
                     self._changed.wait_for(lambda: len(self._queue) < QUEUE_LIMIT or self._closing)
                     self._queue.append(parts)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +286,25 @@ def test_a_subscriber_in_another_process(publisher):
         for index in range(3):
             publisher.publish(make_frame(index))
         assert process.communicate(timeout=WAIT_S)[0] == "[0, 1, 2]\n"
+
+
+def test_the_example_of_the_protocol_reads_the_stream(publisher):
+    """The block of docs/protocol.md, three messages long."""
+    page = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    code = code.replace("tcp://127.0.0.1:5555", publisher.endpoint).replace("while True", "for _ in range(3)")
+    names = {}
+    reader = threading.Thread(target=exec, args=(code, names), daemon=True)
+    reader.start()
+    index = 0
+    while reader.is_alive():
+        publisher.publish(make_frame(index, people=2))
+        index += 1
+        reader.join(0.01)
+        assert index < WAIT_S * 100
+    assert names["pose"]["skeleton"] == "coco17"
+    np.testing.assert_array_equal(names["boxes"], [np.arange(4)] * 2)
+    np.testing.assert_array_equal(names["keypoints"], np.ones((2, 17, 3)))
 
 
 def test_an_endpoint_in_use_is_an_output_error():
