@@ -21,6 +21,7 @@ _PAPER = (245, 245, 245)
 _THINNEST_RIMMED = 1.6
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SHIFT = 4
+_SMALLEST_TEXT = 0.15
 
 Colour = tuple[int, int, int]
 Canvas = NDArray[np.uint8]
@@ -138,12 +139,15 @@ def _draw_text(
     scale: float,
     opacity: float = 0.9,
 ) -> None:
-    """Text on a plate whose lower left corner is at `corner`, moved into the picture where it would stick out."""
+    """Text on a plate whose lower left corner is at `corner`, moved into the picture where it would stick out;
+    none where it could not be read."""
     weight = max(1, round(1.6 * scale))
     (width, height), below = cv2.getTextSize(text, _FONT, scale, weight)
     if width + 20 * scale > canvas.shape[1]:
         scale *= canvas.shape[1] / (width + 20 * scale)
         (width, height), below = cv2.getTextSize(text, _FONT, scale, weight)
+    if scale < _SMALLEST_TEXT:
+        return
     pad = round(10 * scale)
     plate = (width + 2 * pad, height + below + pad)
     left = int(np.clip(round(corner[0]), 0, max(0, canvas.shape[1] - plate[0])))

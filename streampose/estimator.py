@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampose.engines import Engine
-from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
 from streampose.geometry import between_crops, crop_affine, cut, invert, transform
@@ -18,6 +18,21 @@ from streampose.types import Frame
 
 LONGEST_GAP_S = 0.5
 """A track that was not estimated for longer starts its window anew: what was before no longer supports it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The keypoints of everyone in a frame.
+
+    Attributes:
+        frame: the key frame.
+        tracks: who was estimated.
+        keypoints: of each track (J, 3) float32, x and y in frame pixels, score 0..1.
+    """
+
+    frame: Frame
+    tracks: tuple[Track, ...]
+    keypoints: tuple[NDArray[np.float32], ...]
 
 
 @dataclass(slots=True)
@@ -30,72 +45,97 @@ class Estimator:
     """Keypoints of tracked people, batched over people and over sources.
 
     The engine's offsets count estimated frames of a track: where frames were dropped (a live source, inference late),
-    "-1" is the last frame that was estimated, whatever its index.
+    "-1" is the last frame that was estimated, whatever its index. Offsets after the key frame delay the estimates by
+    as many frames.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics | None = None) -> None:
-        """Raises ModelError where the engine needs frames from the future."""
-        if any(offset >= 0 for offset in engine.manifest.offsets):
-            raise ModelError(
-                f"{engine.manifest.name}: offsets {tuple(engine.manifest.offsets)} need frames after the key frame; "
-                "streaming runs engines whose offsets are all negative"
-            )
         self._engine = engine
+        self._offsets = tuple(engine.manifest.offsets)
         self._metrics = metrics or Metrics()
         self._windows: dict[tuple[str, int, int], _Window] = {}
+        self._waiting: dict[str, deque[tuple[Frame, tuple[Track, ...]]]] = {}
+        self.delay = max(0, *self._offsets, 0)
 
-    def estimate(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> list[list[NDArray[np.float32]]]:
-        """The keypoints of everyone in some frames, each of another source.
+    def estimate(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> list[Estimate]:
+        """Encode everyone in some frames and estimate the frames whose supporting frames are there now.
 
         Args:
-            batch: frames with the tracks to estimate in them.
+            batch: frames, each of another source, with the tracks to estimate in them.
 
         Returns:
-            For each frame, for each of its tracks: (J, 3) float32, x and y in frame pixels, score 0..1.
+            Estimates, of each source in the order of its frames: of the same frames where no offset is positive, else
+            of earlier ones.
+
+        Raises:
+            ModelError: the engine failed.
         """
+        done = [estimate for frame, _ in batch if self._interrupted(frame) for estimate in self.flush(frame.source_id)]
+        self._encode(batch)
+        due = []
+        for frame, tracks in batch:
+            waiting = self._waiting.setdefault(frame.source_id, deque())
+            waiting.append((frame, tuple(tracks)))
+            if len(waiting) > self.delay:
+                due.append(waiting.popleft())
+        return done + self._fuse(due)
+
+    def flush(self, source_id: str) -> list[Estimate]:
+        """Estimate the frames of a source that wait for others, without waiting any longer."""
+        return self._fuse(self._waiting.pop(source_id, deque()))
+
+    def keep(self, source_id: str, keys: Iterable[int]) -> None:
+        """Forget the windows of all tracks of a source but these and those that wait."""
+        kept = {*keys, *(track.key for _, tracks in self._waiting.get(source_id, ()) for track in tracks)}
+        for window in [w for w in self._windows if w[0] == source_id and w[2] not in kept]:
+            del self._windows[window]
+
+    def _interrupted(self, frame: Frame) -> bool:
+        """Whether frames of this source wait that this frame cannot support."""
+        waiting = self._waiting.get(frame.source_id)
+        if not waiting:
+            return False
+        last = waiting[-1][0]
+        return last.epoch != frame.epoch or not 0 <= frame.pts_s - last.pts_s <= LONGEST_GAP_S
+
+    def _encode(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> None:
+        """Push the features of everyone's crop into their windows."""
         people = [(frame, track) for frame, tracks in batch for track in tracks]
         if not people:
-            return [[] for _ in batch]
+            return
         size = self._engine.manifest.input_size
         with self._metrics.time("crop"):
-            affines = np.stack([crop_affine(track.crop_box, size) for _, track in people])
+            affines = [crop_affine(track.crop_box, size) for _, track in people]
             crops = np.stack(
                 [cut(frame.image, affine, size) for (frame, _), affine in zip(people, affines, strict=True)]
             )
         with self._metrics.time("encode"):
             features = self._engine.encode(crops)
-        with self._metrics.time("fuse"):
-            windows = [
-                self._extend(frame, track, feature, affine)
-                for (frame, track), feature, affine in zip(people, features, affines, strict=True)
-            ]
-            stacked = np.stack([crops for _, crops in windows])
-            keypoints = self._engine.fuse(
-                np.stack([features for features, _ in windows]), between_crops(stacked[:, :1], stacked)
-            )
-        found = iter([_to_frame(points, affine) for points, affine in zip(keypoints, affines, strict=True)])
-        return [[next(found) for _ in tracks] for _, tracks in batch]
+        for (frame, track), feature, affine in zip(people, features, affines, strict=True):
+            name = (frame.source_id, frame.epoch, track.key)
+            window = self._windows.setdefault(name, _Window(FeatureRing(self._offsets), frame.pts_s))
+            if not 0 <= frame.pts_s - window.pts_s <= LONGEST_GAP_S:
+                window.ring.clear()
+            window.pts_s = frame.pts_s
+            window.ring.push(feature, affine, frame.index)
 
-    def keep(self, source_id: str, keys: Iterable[int]) -> None:
-        """Forget the windows of all tracks of a source but these."""
-        kept = set(keys)
-        for window in [w for w in self._windows if w[0] == source_id and w[2] not in kept]:
-            del self._windows[window]
-
-    def _extend(
-        self, frame: Frame, track: Track, features: NDArray[np.float32], affine: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Push the newest crop of a track and give its window: features (T, C, h, w), affines (T, 2, 3)."""
-        name = (frame.source_id, frame.epoch, track.key)
-        window = self._windows.get(name)
-        if window is None:
-            window = self._windows[name] = _Window(FeatureRing(self._engine.manifest.offsets), frame.pts_s)
-        if not 0 <= frame.pts_s - window.pts_s <= LONGEST_GAP_S:
-            window.ring.clear()
-        window.pts_s = frame.pts_s
-        window.ring.push(features, affine, frame.index)
-        stacked, affines, _ = window.ring.window()
-        return stacked, affines
+    def _fuse(self, due: Iterable[tuple[Frame, tuple[Track, ...]]]) -> list[Estimate]:
+        """The keypoints of everyone in frames whose crops are encoded, in one call of the engine."""
+        due = list(due)
+        people = [(frame, track) for frame, tracks in due for track in tracks]
+        found: Iterator[NDArray[np.float32]] = iter(())
+        if people:
+            with self._metrics.time("fuse"):
+                windows = [
+                    self._windows[frame.source_id, frame.epoch, track.key].ring.window(frame.index)
+                    for frame, track in people
+                ]
+                affines = np.stack([window[1] for window in windows])
+                keypoints = self._engine.fuse(
+                    np.stack([window[0] for window in windows]), between_crops(affines[:, :1], affines)
+                )
+            found = iter([_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)])
+        return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]
 
 
 def _to_frame(keypoints: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -52,20 +52,24 @@ class FeatureRing:
         """Forget all crops."""
         self._pushed = 0
 
-    def window(self, age: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, ...]]:
-        """What the fuser needs for the crop pushed `age` crops ago as the key frame.
+    def window(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, ...]]:
+        """What the fuser needs for a frame as the key frame.
 
         A supporting frame that does not exist is replaced by the nearest there is: the oldest, or the newest.
+
+        Args:
+            index: of the key frame, one of the last `capacity` pushed.
 
         Returns:
             features (T, C, h, w), key first, then in the order of the offsets; affines (T, 2, 3); T frame indices.
 
         Raises:
-            LookupError: nothing was pushed.
+            LookupError: that frame is not in the ring.
         """
-        if self._features is None or not self._pushed:
-            raise LookupError("a feature ring without a crop has no window")
-        slots = [self._slot(age - offset) for offset in (0, *self._offsets)]
+        ages = [age for age in range(len(self)) if self._indices[self._slot(age)] == index]
+        if self._features is None or not ages:
+            raise LookupError(f"frame {index} is not in the feature ring")
+        slots = [self._slot(ages[0] - offset) for offset in (0, *self._offsets)]
         return self._features[slots], self._affines[slots], tuple(self._indices[slot] for slot in slots)
 
     def _slot(self, age: int) -> int:

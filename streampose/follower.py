@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,8 +52,10 @@ class Follower(Protocol):
     ) -> tuple[Track, ...]:
         """Go on to a frame: the people to estimate in it."""
 
-    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
-        """Take their keypoints: the poses to publish."""
+    def settle(
+        self, pts_s: float, tracks: Sequence[Track], keypoints: Sequence[NDArray[np.float32]]
+    ) -> tuple[Pose, ...]:
+        """Take the keypoints of tracks that `advance` gave, now or some frames ago: the poses to publish."""
 
 
 class WholeFrame:
@@ -61,9 +63,6 @@ class WholeFrame:
 
     undecided = False
     keys = (1,)
-
-    def __init__(self) -> None:
-        self._box = np.zeros(4, np.float32)
 
     def reset(self) -> None:
         """Nothing is remembered."""
@@ -75,12 +74,19 @@ class WholeFrame:
         detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,  # noqa: ARG002
     ) -> tuple[Track, ...]:
         """The frame as one track; see `Tracker.advance`."""
-        self._box = np.array([0, 0, size[1], size[0]], np.float32)
-        return (Track(1, self._box, self._box, 1.0),)
+        box = np.array([0, 0, size[1], size[0]], np.float32)
+        return (Track(1, box, box, 1.0),)
 
-    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
+    def settle(
+        self,
+        pts_s: float,  # noqa: ARG002
+        tracks: Sequence[Track],
+        keypoints: Sequence[NDArray[np.float32]],
+    ) -> tuple[Pose, ...]:
         """The one pose; see `Tracker.settle`."""
-        return tuple(Pose(1, self._box, pose_score(1.0, points), points) for points in keypoints.values())
+        return tuple(
+            Pose(1, track.box, pose_score(1.0, points), points) for track, points in zip(tracks, keypoints, strict=True)
+        )
 
 
 def pose_quality(keypoints: NDArray[np.float32]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from streampose.engines import Engine, load_engine
 from streampose.errors import UsageError
-from streampose.estimator import Estimator
+from streampose.estimator import Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
 from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector, PersonDetector
@@ -60,6 +60,7 @@ class _Lane:
 
     source: Source
     follower: Follower
+    taken: int = 0
     frames: int = 0
     epoch: int = 0
     since_detection: int = 0
@@ -100,7 +101,7 @@ class Pipeline:
         self._wake = threading.Event()
         self._began_s: float | None = None
         self._ended_s: float | None = None
-        self._lanes = [_Lane(source, self._follower()) for source in self.sources]
+        self._lanes = {source.id: _Lane(source, self._follower()) for source in self.sources}
 
     def __iter__(self) -> Iterator[PoseFrame]:
         return (result.poses for result in self.results())
@@ -116,6 +117,7 @@ class Pipeline:
         with ExitStack() as stack:
             stack.callback(self._end)
             for source in self.sources:
+                source.metrics = self.metrics
                 source.ring.listen(self._wake)
                 stack.enter_context(source)
             while self._running():
@@ -128,6 +130,8 @@ class Pipeline:
                     yield from self._estimate(batch)
                 elif self._running():
                     self._wake.wait(_WAKE_S)
+            for lane in self._lanes.values():
+                yield from self._flush(lane)
         failed = [source.error for source in self.sources if source.error is not None]
         if failed:
             raise failed[0]
@@ -140,14 +144,11 @@ class Pipeline:
     def summary(self) -> RunSummary:
         """What was measured so far."""
         ended_s = self._ended_s or time.perf_counter()
-        stages = self.metrics.stages()
-        for source in self.sources:
-            stages.update({name: stage for name, stage in source.metrics.stages().items() if name not in stages})
         return RunSummary(
-            frames=sum(lane.frames for lane in self._lanes),
+            frames=sum(lane.frames for lane in self._lanes.values()),
             poses=self.metrics.count("poses"),
             seconds=ended_s - self._began_s if self._began_s is not None else 0.0,
-            stages=stages,
+            stages=self.metrics.stages(),
             sources={
                 lane.source.id: SourceSummary(
                     frames=lane.frames,
@@ -155,7 +156,7 @@ class Pipeline:
                     outcome=str(lane.source.outcome),
                     error=str(lane.source.error) if lane.source.error else None,
                 )
-                for lane in self._lanes
+                for lane in self._lanes.values()
             },
         )
 
@@ -163,7 +164,7 @@ class Pipeline:
         return WholeFrame() if self._detector is None else Tracker(self.settings.tracker, self.skeleton)
 
     def _running(self) -> bool:
-        return any(not self._done(lane) for lane in self._lanes)
+        return any(not self._done(lane) for lane in self._lanes.values())
 
     def _done(self, lane: _Lane) -> bool:
         return lane.source.finished or (
@@ -176,47 +177,34 @@ class Pipeline:
     def _take(self) -> list[tuple[_Lane, Frame]]:
         """One frame of every source that has one."""
         batch = []
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             frame = None if self._done(lane) else lane.source.read()
             if frame is not None:
                 self.metrics.observe("queue", (time.monotonic_ns() - frame.captured_ns) / 1e9)
                 batch.append((lane, frame))
+                lane.taken += 1
+                if self._done(lane):
+                    lane.source.stop()
         return batch
 
     def _estimate(self, batch: list[tuple[_Lane, Frame]]) -> Iterator[Result]:
-        tracks = [self._advance(lane, frame) for lane, frame in batch]
-        found = self._estimator.estimate([(frame, here) for (_, frame), here in zip(batch, tracks, strict=True)])
-        for (lane, frame), here, keypoints in zip(batch, tracks, found, strict=True):
-            people = lane.follower.settle({t.key: points for t, points in zip(here, keypoints, strict=True)})
+        for lane, frame in batch:
+            if frame.epoch != lane.epoch:
+                yield from self._flush(lane)
+                lane.epoch, lane.since_detection = frame.epoch, 0
+                lane.follower.reset()
+        for estimate in self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch]):
+            yield self._result(estimate)
+        for lane, _ in batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
-            now_ns = time.monotonic_ns()
-            self.metrics.observe("total", (now_ns - frame.captured_ns) / 1e9)
-            self.metrics.add("poses", len(people))
-            lane.frames += 1
-            if self._done(lane):
-                lane.source.stop()
-            yield Result(
-                frame,
-                PoseFrame(
-                    source=frame.source_id,
-                    epoch=frame.epoch,
-                    frame_index=frame.index,
-                    pts_s=frame.pts_s,
-                    captured_ns=frame.captured_ns,
-                    published_ns=now_ns,
-                    width=frame.width,
-                    height=frame.height,
-                    skeleton=self.skeleton.name,
-                    dropped=lane.source.ring.dropped,
-                    people=people,
-                ),
-            )
+
+    def _flush(self, lane: _Lane) -> Iterator[Result]:
+        """The results of a source that wait for frames which will not come."""
+        for estimate in self._estimator.flush(lane.source.id):
+            yield self._result(estimate)
 
     def _advance(self, lane: _Lane, frame: Frame) -> tuple[Track, ...]:
         """The people to estimate in a source's next frame."""
-        if frame.epoch != lane.epoch:
-            lane.epoch, lane.since_detection = frame.epoch, 0
-            lane.follower.reset()
         detections = None
         if self._detector is not None and (lane.since_detection == 0 or lane.follower.undecided):
             with self.metrics.time("detect"):
@@ -224,6 +212,29 @@ class Pipeline:
             lane.since_detection = 0
         lane.since_detection = (lane.since_detection + 1) % self.settings.detect_every
         return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
+
+    def _result(self, estimate: Estimate) -> Result:
+        frame = estimate.frame
+        lane = self._lanes[frame.source_id]
+        people = lane.follower.settle(frame.pts_s, estimate.tracks, estimate.keypoints)
+        now_ns = time.monotonic_ns()
+        self.metrics.observe("total", (now_ns - frame.captured_ns) / 1e9)
+        self.metrics.add("poses", len(people))
+        lane.frames += 1
+        poses = PoseFrame(
+            source=frame.source_id,
+            epoch=frame.epoch,
+            frame_index=frame.index,
+            pts_s=frame.pts_s,
+            captured_ns=frame.captured_ns,
+            published_ns=now_ns,
+            width=frame.width,
+            height=frame.height,
+            skeleton=self.skeleton.name,
+            dropped=lane.source.ring.dropped,
+            people=people,
+        )
+        return Result(frame, poses)
 
 
 def open_pipeline(

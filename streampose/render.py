@@ -10,9 +10,6 @@ from types import TracebackType
 import av
 import cv2
 import numpy as np
-from av.error import FFmpegError
-from av.packet import Packet
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from streampose.draw import draw_poses
@@ -51,15 +48,16 @@ class OverlayWriter:
         if not self.path.parent.is_dir():
             raise OutputError(f"{self.path}: there is no folder {self.path.parent}")
         try:
-            options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "1000000"}
-            self._container = av.open(str(self.path), "w", format="mp4", options=options)
-        except (FFmpegError, OSError) as error:
+            self._sink = _Sink(self.path)
+        except OSError as error:
             raise self._failed(error) from error
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "1000000"}
+        self._container = av.open(self._sink, "w", format="mp4", options=options)
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._stream.height, self._stream.width = (length + length % 2 for length in size)
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = Fraction(1, _TICKS_HZ)
-        self._stream.options = {"crf": "20", "preset": "veryfast", "g": str(max(1, round(2 * fps)))}
+        self._stream.options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(1, round(2 * fps)))}
 
     def write(self, frame: Frame, poses: PoseFrame) -> None:
         """Draw and append one frame.
@@ -70,11 +68,9 @@ class OverlayWriter:
         drawn = _fitted(draw_poses(frame.image, poses, self._rate(poses.published_ns)), self._size)
         picture = av.VideoFrame.from_ndarray(drawn, format="bgr24")
         picture.pts, picture.time_base = self._tick(frame.pts_s), Fraction(1, _TICKS_HZ)
-        try:
-            self._mux(self._stream.encode(picture))
-        except (FFmpegError, OSError) as error:
-            raise self._failed(error) from error
+        self._container.mux(self._stream.encode(picture))
         self.frames += 1
+        self._check()
 
     def close(self) -> None:
         """Finish the file.
@@ -85,12 +81,11 @@ class OverlayWriter:
         if self._closed:
             return
         self._closed = True
-        try:
-            if self.frames:
-                self._mux(self._stream.encode(None))
-            self._container.close()
-        except (FFmpegError, OSError) as error:
-            raise self._failed(error) from error
+        if self.frames:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._sink.close()
+        self._check()
 
     def __enter__(self) -> OverlayWriter:
         return self
@@ -104,9 +99,9 @@ class OverlayWriter:
             if error is None:
                 raise
 
-    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
-        for packet in packets:
-            self._container.mux(packet)
+    def _check(self) -> None:
+        if self._sink.error is not None:
+            raise self._failed(self._sink.error) from self._sink.error
 
     def _tick(self, pts_s: float) -> int:
         """The frame's time in the file; where a source's time jumps back (a new connection) it goes on from there."""
@@ -123,8 +118,33 @@ class OverlayWriter:
         spent_ns = self._times_ns[-1] - self._times_ns[0]
         return (len(self._times_ns) - 1) * 1e9 / spent_ns if spent_ns > 0 else None
 
-    def _failed(self, error: Exception) -> OutputError:
-        return OutputError(f"{self.path}: cannot be written ({getattr(error, 'strerror', None) or error})")
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path}: cannot be written ({error.strerror or error})")
+
+
+class _Sink:
+    """The file as FFmpeg sees it: it remembers errors instead of raising them, since FFmpeg may crash after one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write all of it, or remember why not."""
+        left = memoryview(data)
+        while left and self.error is None:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file, or remember why not."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.error = self.error or error
 
 
 def _fitted(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -74,17 +74,21 @@ class _State:
     detected_s: float
     life: _Life
     track_id: int | None = None
-    velocity: NDArray[np.float32] | None = None
+    velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     keypoints: NDArray[np.float32] | None = None
-    estimated: bool = False
+    pose_s: float = 0.0
     quality: float = 1.0
     missed: int = 0
     lost_s: float = 0.0
     fresh: bool = True
 
-    def motion(self, dt_s: float) -> NDArray[np.float32]:
-        """How far it will have moved, (2,) pixels."""
-        return np.zeros(2, np.float32) if self.velocity is None else self.velocity * np.float32(dt_s)
+    def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
+        """The last good keypoints (J, 3), moved on to a time; None where there are none."""
+        if self.keypoints is None:
+            return None
+        moved = self.keypoints.copy()
+        moved[:, :2] += self.velocity * np.float32(pts_s - self.pose_s)
+        return moved
 
 
 class Tracker:
@@ -100,7 +104,6 @@ class Tracker:
         self._states: list[_State] = []
         self._next_key = self._next_id = 1
         self._now_s = 0.0
-        self._dt_s = 0.0
         self._size = (1, 1)
 
     @property
@@ -135,43 +138,47 @@ class Tracker:
         Returns:
             The people to estimate in this frame.
         """
-        self._dt_s = max(0.0, pts_s - self._now_s) if self._states else 0.0
+        dt_s = max(0.0, pts_s - self._now_s)
         self._now_s, self._size = pts_s, size
         for state in self._states:
             state.fresh = False
-            state.box = shifted(state.box, state.motion(self._dt_s))
-            if state.keypoints is not None:
-                state.keypoints[:, :2] += state.motion(self._dt_s)
+            state.box = shifted(state.box, state.velocity * np.float32(dt_s))
         if detections is not None:
             self._meet(*detections)
         self._retire()
         active = [state for state in self._states if state.life is _Life.ACTIVE]
         for state in active:
-            goal = widened(state.box, state.keypoints, self._set.joint_score)
+            goal = widened(state.box, state.pose_at(pts_s), self._set.joint_score)
             state.crop_box = recentre(state.crop_box, goal)
         return tuple(Track(s.key, s.box.copy(), s.crop_box.copy(), s.score) for s in active)
 
-    def settle(self, keypoints: Mapping[int, NDArray[np.float32]]) -> tuple[Pose, ...]:
-        """Take the keypoints of the tracks that `advance` gave.
+    def settle(
+        self, pts_s: float, tracks: Sequence[Track], keypoints: Sequence[NDArray[np.float32]]
+    ) -> tuple[Pose, ...]:
+        """Take the keypoints of the tracks that `advance` gave for a frame, the last one or one shortly before.
 
         Args:
-            keypoints: by track key, (J, 3) in frame pixels, score 0..1.
+            pts_s: the frame's time, seconds.
+            tracks: those to publish in it.
+            keypoints: of each, (J, 3) in frame pixels, score 0..1.
 
         Returns:
             The poses to publish: everybody followed, without those that turned out to be somebody else.
         """
-        for state in self._states:
-            if state.key in keypoints:
-                self._follow(state, keypoints[state.key])
+        states = {state.key: state for state in self._states}
+        for track, points in zip(tracks, keypoints, strict=True):
+            if track.key in states:
+                self._follow(states[track.key], pts_s, points)
         self._merge()
         poses = []
-        for state in self._states:
-            if state.key not in keypoints or state.life is not _Life.ACTIVE or self._doubtful(state):
+        for track, points in zip(tracks, keypoints, strict=True):
+            state = states.get(track.key)
+            if state is None or state.life is not _Life.ACTIVE or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
-            points = keypoints[state.key].astype(np.float32)
-            poses.append(Pose(state.track_id, state.box.copy(), pose_score(state.score, points), points))
+            box = state.box.copy() if pts_s == self._now_s else track.box
+            poses.append(Pose(state.track_id, box, pose_score(state.score, points), points))
         return tuple(poses)
 
     def _doubtful(self, state: _State) -> bool:
@@ -209,8 +216,9 @@ class Tracker:
             ratio = longer_sides(found) / longer_side(state.box)
             near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap, 0.0)
             alike[row] = np.maximum(alike[row], near)
-            if state.keypoints is not None:
-                share = joints_inside(state.keypoints, found, self._set.joint_score)
+            pose = state.pose_at(self._now_s)
+            if pose is not None:
+                share = joints_inside(pose, found, self._set.joint_score)
                 alike[row] = np.where(alike[row] > 0.05, 0.7 * alike[row] + 0.3 * share, alike[row])
         rows, columns = linear_sum_assignment(alike, maximize=True)
         return [
@@ -225,30 +233,29 @@ class Tracker:
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
         if state.life is _Life.LOST:
             gain = np.float32(1.0)
-            state.keypoints, state.velocity, state.estimated = None, None, False
+            state.keypoints, state.velocity = None, np.zeros(2, np.float32)
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
         state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
 
-    def _follow(self, state: _State, keypoints: NDArray[np.float32]) -> None:
+    def _follow(self, state: _State, pts_s: float, keypoints: NDArray[np.float32]) -> None:
         """Move a track with its keypoints: by the median way of the joints, so that a waving arm moves nobody."""
         state.quality = pose_quality(keypoints)
         if state.quality < self._set.hopeless_pose:
             return
-        before = state.keypoints
-        if before is not None and state.estimated and self._dt_s > 0:
-            both = (keypoints[:, 2] > self._set.joint_score) & (before[:, 2] > self._set.joint_score)
+        expected, dt_s = state.pose_at(pts_s), np.float32(pts_s - state.pose_s)
+        if expected is not None and 0 < dt_s <= self._set.memory_s:
+            both = (keypoints[:, 2] > self._set.joint_score) & (expected[:, 2] > self._set.joint_score)
             if both.sum() >= 4:
-                astray = np.median(keypoints[both, :2] - before[both, :2], axis=0).astype(np.float32)
-                old = np.zeros(2, np.float32) if state.velocity is None else state.velocity
+                astray = np.median(keypoints[both, :2] - expected[both, :2], axis=0).astype(np.float32)
                 limit = 4.0 * longer_side(state.box)
-                state.velocity = np.clip(old + 0.4 * astray / np.float32(self._dt_s), -limit, limit).astype(np.float32)
+                state.velocity = np.clip(state.velocity + 0.4 * astray / dt_s, -limit, limit).astype(np.float32)
                 if not state.fresh:
                     state.box = shifted(state.box, 0.7 * astray)
         reached = extent(keypoints, self._set.joint_score)
-        if reached is not None and self._now_s - state.detected_s > 0.3:
+        if reached is not None and pts_s - state.detected_s > 0.3:
             state.box = (state.box + np.float32(0.1) * (reached - state.box)).astype(np.float32)
-        state.keypoints, state.estimated = keypoints.astype(np.float32, copy=True), True
+        state.keypoints, state.pose_s = keypoints, pts_s
 
     def _retire(self) -> None:
         """Let go of tracks that left, that nothing confirms, or that were lost for too long."""
@@ -272,7 +279,7 @@ class Tracker:
 
     def _merge(self) -> None:
         """Of two tracks with the same pose the younger goes; a lost one's id goes on where its pose reappears."""
-        active = [s for s in self._states if s.life is _Life.ACTIVE and s.estimated and s.keypoints is not None]
+        active = [s for s in self._states if s.life is _Life.ACTIVE and s.keypoints is not None]
         active.sort(key=lambda state: (state.track_id is None, state.born_s, state.key))
         for place, older in enumerate(active):
             for younger in active[place + 1 :]:
@@ -288,12 +295,13 @@ class Tracker:
 
     def _same(self, a: _State, b: _State) -> bool:
         """Whether two poses coincide: OKS over the joints that both are sure of, at the size these span."""
-        if a.keypoints is None or b.keypoints is None:
+        first, second = a.pose_at(self._now_s), b.pose_at(self._now_s)
+        if first is None or second is None:
             return False
         floor = self._set.joint_score
-        both = (a.keypoints[:, 2] > floor) & (b.keypoints[:, 2] > floor)
+        both = (first[:, 2] > floor) & (second[:, 2] > floor)
         if both.sum() < _FEWEST_JOINTS:
             return False
-        points = np.concatenate([a.keypoints[both, :2], b.keypoints[both, :2]])
+        points = np.concatenate([first[both, :2], second[both, :2]])
         area = float(np.ptp(points, axis=0).prod())
-        return oks(a.keypoints, b.keypoints, area, floor, self._skeleton) >= self._set.same_pose
+        return oks(first, second, area, floor, self._skeleton) >= self._set.same_pose

@@ -48,14 +48,14 @@ class Scene:
     ) -> tuple[Pose, ...]:
         self.tracks = self.tracker.advance(self.frame * DT_S, SIZE, detections)
         self.frame += 1
-        poses = {}
+        poses = []
         for track in self.tracks:
             middle = (track.box[:2] + track.box[2:]) / 2
             nearest = min(
                 people, key=lambda box: float(np.linalg.norm(middle - np.add(box[:2], box[2:]) / 2)), default=None
             )
-            poses[track.key] = pose_in(track.box if nearest is None else nearest, 0.0 if nearest is None else score)
-        return self.tracker.settle(poses)
+            poses.append(pose_in(track.box if nearest is None else nearest, 0.0 if nearest is None else score))
+        return self.tracker.settle((self.frame - 1) * DT_S, self.tracks, poses)
 
 
 def walking(frame: int, left: float = 50, speed: float = 4) -> Box:
@@ -81,8 +81,9 @@ def test_ids_survive_people_who_pass_each_other() -> None:
         left, right = walking(frame, left=50, speed=4), walking(frame, left=450, speed=-4)
         right = (right[0], right[1] + 40, right[2], right[3] + 40)
         tracks = scene.tracker.advance(frame * DT_S, SIZE, found(left, right) if frame % 3 == 0 else None)
-        by_key = {track.key: pose_in(left if track.key == 1 else right) for track in tracks}
-        poses = scene.tracker.settle(by_key)
+        poses = scene.tracker.settle(
+            frame * DT_S, tracks, [pose_in(left if track.key == 1 else right) for track in tracks]
+        )
     boxes = {pose.track_id: pose.box for pose in poses}
     np.testing.assert_allclose(boxes[1], left, atol=8)
     np.testing.assert_allclose(boxes[2], right, atol=8)
@@ -115,7 +116,7 @@ def test_a_waving_arm_moves_no_box() -> None:
         (track,) = scene.tracker.advance(frame * DT_S, SIZE, None)
         pose = pose_in(box)
         pose[[7, 9], 0] += 15 * frame
-        scene.tracker.settle({track.key: pose})
+        scene.tracker.settle(frame * DT_S, [track], [pose])
     np.testing.assert_allclose(track.box, box, atol=1)
 
 
@@ -173,7 +174,7 @@ def test_a_reborn_pose_takes_its_old_id_though_the_box_is_another() -> None:
         scene.step([], found())
     head = (115.0, 100.0, 145.0, 140.0)
     (track,) = scene.tracker.advance(scene.frame * DT_S, SIZE, found(head))
-    (pose,) = scene.tracker.settle({track.key: pose_in(box)})
+    (pose,) = scene.tracker.settle(scene.frame * DT_S, [track], [pose_in(box)])
     assert pose.track_id == 1
 
 
@@ -184,8 +185,8 @@ def test_of_two_tracks_with_one_pose_the_younger_goes() -> None:
     upper = (100.0, 100.0, 160.0, 170.0)
     for _ in range(6):
         tracks = scene.tracker.advance(scene.frame * DT_S, SIZE, found(box, upper))
+        poses = scene.tracker.settle(scene.frame * DT_S, tracks, [pose_in(box) for _ in tracks])
         scene.frame += 1
-        poses = scene.tracker.settle({track.key: pose_in(box) for track in tracks})
         assert [pose.track_id for pose in poses] == [1]
     other = (400.0, 100.0, 460.0, 280.0)
     poses = scene.step([box, other], found(box, other))
@@ -222,7 +223,7 @@ def test_scores_multiply_the_detection_with_the_sure_joints() -> None:
     (track,) = scene.tracker.advance(0.0, SIZE, found((*box, 0.8)))
     pose = pose_in(box, 0.5)
     pose[:4, 2] = 0.1
-    (published,) = scene.tracker.settle({track.key: pose})
+    (published,) = scene.tracker.settle(0.0, [track], [pose])
     assert np.isclose(published.score, 0.8 * 0.5)
     np.testing.assert_array_equal(published.keypoints, pose)
 
@@ -240,7 +241,7 @@ def test_the_whole_frame_is_one_person() -> None:
     follower = WholeFrame()
     (track,) = follower.advance(0.0, (480, 640), None)
     np.testing.assert_array_equal(track.crop_box, [0, 0, 640, 480])
-    (pose,) = follower.settle({track.key: pose_in((0, 0, 640, 480), 0.6)})
+    (pose,) = follower.settle(0.0, [track], [pose_in((0, 0, 640, 480), 0.6)])
     assert pose.track_id == 1
     assert np.isclose(pose.score, 0.6)
 
