@@ -54,11 +54,29 @@ class FuserStage(msgspec.Struct, tag_field="kind", tag="fuser", forbid_unknown_f
     clip_every: int = 3
 
 
+class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown_fields=True, frozen=True):
+    """The person detector; keys as in `EncoderStage`.
+
+    Attributes:
+        size: side of the square input in pixels, divisible by 32.
+        mosaic: share of the samples that are put together from four pictures.
+    """
+
+    name: str
+    size: int
+    shares: dict[str, float]
+    loop: LoopSettings
+    frozen_stages: int = 2
+    trunk_lr: float = 0.5
+    clip_every: int = 5
+    mosaic: float = 0.4
+
+
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A file of `train/recipes`: stages trained one after the other, each from the weights of the one before."""
 
     name: str
-    stage: list[EncoderStage | FuserStage]
+    stage: list[EncoderStage | FuserStage | PersonStage]
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

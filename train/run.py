@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,8 +11,9 @@ import torch
 
 from streampose.errors import UsageError
 from streampose.train.loop import Task, fit
+from streampose.train.person import person_task
 from streampose.train.pose import encoder_task, fuser_task
-from streampose.train.recipe import EncoderStage, FuserStage, Recipe, read_recipe
+from streampose.train.recipe import EncoderStage, FuserStage, PersonStage, Recipe, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +53,20 @@ def run_recipe(
             log.info("%s is done already", stage.name)
         else:
             log.info("%s: %d steps of %d samples", stage.name, stage.loop.steps, stage.loop.batch_size)
-            fit(_task(stage, data, before)(), stage.loop, folder, resume)
+            fit(_task(stage, data, before), stage.loop, folder, resume)
         before = checkpoint
     assert before is not None
     return before
 
 
-def _task(stage: EncoderStage | FuserStage, data: Path, before: Path | None) -> Callable[[], Task]:
+def _task(stage: EncoderStage | FuserStage | PersonStage, data: Path, before: Path | None) -> Task:
     match stage:
         case EncoderStage():
-            return lambda: encoder_task(stage, data, before)
+            return encoder_task(stage, data, before)
         case FuserStage():
-            return lambda: fuser_task(stage, data, before)
+            return fuser_task(stage, data, before)
+        case PersonStage():
+            return person_task(stage, data, before)
 
 
 def _claim(out: Path, recipe: Recipe, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (DCNv2, Zhu et al., arXiv 1811.11168, equation 1) by bilinear look-up and a matrix product."""
+"""Modulated deformable convolution (DCNv2, arXiv 1811.11168, equation 1) by bilinear look-up and a matrix product."""
 
 from __future__ import annotations
 
