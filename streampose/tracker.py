@@ -36,7 +36,8 @@ class TrackerSettings:
 
     Attributes:
         sure_score: a detection this good is published at once; a weaker one at its second time.
-        min_match: least similarity of a detection and a track.
+        min_match: least similarity of a detection and a track in view.
+        min_return: least similarity of a detection and a lost track.
         memory_s: how long a lost track may come back under its id.
         unseen_s: how long a track lives on its keypoints alone, when no detection confirms it.
         missed_runs: detector runs without a match after which a track with poor keypoints is lost.
@@ -49,6 +50,7 @@ class TrackerSettings:
 
     sure_score: float = 0.6
     min_match: float = 0.25
+    min_return: float = 0.4
     memory_s: float = 1.0
     unseen_s: float = 3.0
     missed_runs: int = 2
@@ -190,7 +192,8 @@ class Tracker:
         free = list(range(len(boxes)))
         for lives in ((_Life.ACTIVE, _Life.TENTATIVE), (_Life.LOST,)):
             states = [state for state in self._states if state.life in lives]
-            for state, index in self._match(states, boxes, free):
+            least = self._set.min_return if _Life.LOST in lives else self._set.min_match
+            for state, index in self._match(states, boxes, free, least):
                 self._seen(state, boxes[index], float(scores[index]))
                 free.remove(index)
         for state in self._states:
@@ -204,7 +207,9 @@ class Tracker:
             self._states.append(_State(self._next_key, box, box.copy(), score, self._now_s, self._now_s, life))
             self._next_key += 1
 
-    def _match(self, states: list[_State], boxes: NDArray[np.float32], free: list[int]) -> list[tuple[_State, int]]:
+    def _match(
+        self, states: list[_State], boxes: NDArray[np.float32], free: list[int], least: float
+    ) -> list[tuple[_State, int]]:
         """Pairs of tracks and free detections, most alike over all (Hungarian)."""
         if not states or not free:
             return []
@@ -224,7 +229,7 @@ class Tracker:
         return [
             (states[row], free[column])
             for row, column in zip(rows, columns, strict=True)
-            if alike[row, column] >= self._set.min_match
+            if alike[row, column] >= least
         ]
 
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:

@@ -58,4 +58,12 @@ class WebcamReader:
 
 def open_webcam(number: int) -> WebcamReader:
     """The reader of local camera 0, 1, ...; raises SourceError where it is not there."""
-    return WebcamReader(f"webcam:{number}", cv2.VideoCapture(number))
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(
+        logging.LOG_LEVEL_SILENT
+    )  # its own lines about a missing camera would stand beside ours
+    try:
+        capture = cv2.VideoCapture(number)
+    finally:
+        logging.setLogLevel(level)
+    return WebcamReader(f"webcam:{number}", capture)
