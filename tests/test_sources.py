@@ -131,6 +131,15 @@ def test_another_picture_size_starts_an_epoch_and_loses_nothing(make_images, cap
     assert sum("picture size changed" in message for message in caplog.messages) == 2
 
 
+def test_a_video_may_change_its_size(make_video) -> None:
+    parts = [make_video("a.ts", frames=6), make_video("b.ts", frames=6, size=(96, 128))]
+    path = parts[0].with_name("both.ts")
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames = read_all(open_source(str(path)))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [(frame.epoch, frame.image.shape[:2]) for frame in frames] == [(0, (120, 160))] * 6 + [(1, (96, 128))] * 6
+
+
 def test_a_truncated_video_gives_its_frames_then_fails(make_video) -> None:
     whole = make_video("whole.mp4", frames=40, size=(240, 320))
     cut = whole.with_name("cut.mkv")
