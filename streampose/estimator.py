@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.engines import Engine
+from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
 from streampose.geometry import between_crops, crop_affine, cut, invert, transform
 from streampose.metrics import Metrics
+from streampose.skeleton import SKELETONS
 from streampose.types import Frame
 
 LONGEST_GAP_S = 0.5
@@ -50,7 +52,13 @@ class Estimator:
     """
 
     def __init__(self, engine: Engine, metrics: Metrics | None = None) -> None:
+        """Raises ModelError where the engine's joints are unknown."""
+        if engine.manifest.skeleton not in SKELETONS:
+            raise ModelError(
+                f"{engine.manifest.name}: unknown skeleton {engine.manifest.skeleton!r}; known: {', '.join(SKELETONS)}"
+            )
         self._engine = engine
+        self._joints = len(SKELETONS[engine.manifest.skeleton].joints)
         self._offsets = tuple(engine.manifest.offsets)
         self._metrics = metrics or Metrics()
         self._windows: dict[tuple[str, int, int], _Window] = {}
@@ -134,8 +142,20 @@ class Estimator:
                 keypoints = self._engine.fuse(
                     np.stack([window[0] for window in windows]), between_crops(affines[:, :1], affines)
                 )
+            self._check(keypoints, len(people))
             found = iter([_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)])
         return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]
+
+    def _check(self, keypoints: NDArray[np.float32], people: int) -> None:
+        """Raise ModelError where the engine answered something else than finite (P, J, 3)."""
+        expected = (people, self._joints, 3)
+        if keypoints.shape != expected:
+            raise ModelError(f"{self._engine.manifest.name}: keypoints are {keypoints.shape} instead of {expected}")
+        if not np.isfinite(keypoints).all():
+            raise ModelError(
+                f"{self._engine.manifest.name}: the engine gave keypoints that are not numbers; "
+                "verify it with: streampose models verify"
+            )
 
 
 def _to_frame(keypoints: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:

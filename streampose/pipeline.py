@@ -93,10 +93,10 @@ class Pipeline:
         """
         self.settings = settings or Settings()
         self.sources = tuple(sources)
-        self.skeleton = SKELETONS[engine.manifest.skeleton]
         self.metrics = Metrics()
         self._detector = detector
         self._estimator = Estimator(engine, self.metrics)
+        self.skeleton = SKELETONS[engine.manifest.skeleton]
         self._stop = stop or threading.Event()
         self._wake = threading.Event()
         self._began_s: float | None = None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from streampose.errors import ModelError
 from streampose.estimator import Estimator
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
@@ -179,3 +180,19 @@ def test_an_interruption_flushes_what_waits(engine) -> None:
     later = estimator.estimate([(frame(2, pts_s=3.0), [track()])])
     assert [estimate.frame.index for estimate in later] == [0, 1]
     assert [len(estimate.keypoints) for estimate in later] == [1, 1]
+
+
+def test_an_engine_that_answers_nonsense_is_a_model_error(engine) -> None:
+    for answer, message in (
+        (np.zeros((1, 16, 3), np.float32), r"\(1, 16, 3\) instead of \(1, 17, 3\)"),
+        (np.full((1, 17, 3), np.nan, np.float32), "not numbers"),
+    ):
+        engine.fuse = lambda features, transforms, answer=answer: answer  # noqa: ARG005
+        with pytest.raises(ModelError, match=message):
+            Estimator(engine).estimate([(frame(0), [track()])])
+
+
+def test_an_unknown_skeleton_is_a_model_error(engine) -> None:
+    engine.manifest = replace(engine.manifest, skeleton="octopus")
+    with pytest.raises(ModelError, match="unknown skeleton 'octopus'; known: coco17"):
+        Estimator(engine)
