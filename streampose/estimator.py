@@ -134,14 +134,13 @@ class Estimator:
         found: Iterator[NDArray[np.float32]] = iter(())
         if people:
             with self._metrics.time("fuse"):
-                windows = [
-                    self._windows[frame.source_id, frame.epoch, track.key].ring.window(frame.index)
-                    for frame, track in people
-                ]
-                affines = np.stack([window[1] for window in windows])
-                keypoints = self._engine.fuse(
-                    np.stack([window[0] for window in windows]), between_crops(affines[:, :1], affines)
-                )
+                rings = [self._windows[frame.source_id, frame.epoch, track.key].ring for frame, track in people]
+                spread = (len(people), 1 + len(self._offsets))
+                features = np.empty((*spread, *rings[0].shape), np.float32)
+                affines = np.empty((*spread, 2, 3), np.float32)
+                for place, (ring, (frame, _)) in enumerate(zip(rings, people, strict=True)):
+                    ring.window(frame.index, features[place], affines[place])
+                keypoints = self._engine.fuse(features, between_crops(affines[:, :1], affines))
             self._check(keypoints, len(people))
             found = iter([_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)])
         return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]

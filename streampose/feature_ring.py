@@ -48,20 +48,27 @@ class FeatureRing:
         self._indices[slot] = index
         self._pushed += 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w) of the features pushed; empty before the first."""
+        return () if self._features is None else self._features.shape[1:]
+
     def clear(self) -> None:
         """Forget all crops."""
         self._pushed = 0
 
-    def window(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, ...]]:
-        """What the fuser needs for a frame as the key frame.
+    def window(self, index: int, features: NDArray[np.float32], affines: NDArray[np.float32]) -> tuple[int, ...]:
+        """Fill in what the fuser needs for a frame as the key frame: the key first, then in the order of the offsets.
 
         A supporting frame that does not exist is replaced by the nearest there is: the oldest, or the newest.
 
         Args:
             index: of the key frame, one of the last `capacity` pushed.
+            features: (T, C, h, w), written.
+            affines: (T, 2, 3), written.
 
         Returns:
-            features (T, C, h, w), key first, then in the order of the offsets; affines (T, 2, 3); T frame indices.
+            The T frame indices.
 
         Raises:
             LookupError: that frame is not in the ring.
@@ -70,7 +77,10 @@ class FeatureRing:
         if self._features is None or not ages:
             raise LookupError(f"frame {index} is not in the feature ring")
         slots = [self._slot(ages[0] - offset) for offset in (0, *self._offsets)]
-        return self._features[slots], self._affines[slots], tuple(self._indices[slot] for slot in slots)
+        for place, slot in enumerate(slots):
+            features[place] = self._features[slot]
+            affines[place] = self._affines[slot]
+        return tuple(self._indices[slot] for slot in slots)
 
     def _slot(self, age: int) -> int:
         age = min(max(age, 0), len(self) - 1)
