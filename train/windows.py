@@ -33,6 +33,7 @@ class WindowSettings:
         crop_drift: largest change of the crop between frames of a window, in box sides.
         motion: largest made-up movement between neighbouring frames of a still, in box sides.
         corrupt_key: chance that only the key frame is blurred, darkened or covered.
+        born: chance that the track is so young that its oldest supporting frames, or all, are the oldest one there is.
         flip: chance of the mirror picture, with left and right joints exchanged.
         shade: chance of a change of light and tint, the same on all frames.
     """
@@ -46,6 +47,7 @@ class WindowSettings:
     crop_drift: float = 0.05
     motion: float = 0.03
     corrupt_key: float = 0.5
+    born: float = 0.15
     flip: float = 0.5
     shade: float = 1.0
 
@@ -54,7 +56,7 @@ class WindowSettings:
         """The labelled box's own crop, unvaried; supporting frames of stills are the picture slightly moved."""
         return WindowSettings(
             size, offsets, rotation_deg=0, scale=0, shift=0, occlude=0, crop_drift=0.02, motion=0.015,
-            corrupt_key=corrupt_key, flip=0, shade=0,
+            corrupt_key=corrupt_key, born=0, flip=0, shade=0,
         )  # fmt: skip
 
 
@@ -140,6 +142,8 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
         _cover(crops, points, rng)
     if settings.offsets and rng.random() < settings.corrupt_key:
         crops[0] = corrupt(crops[0], points, rng)
+    if settings.offsets and rng.random() < settings.born:
+        _repeat_oldest(crops, affines, settings.offsets, int(rng.integers(len(crops))))
     transforms = between_crops(np.stack([key] * len(affines)), np.stack(affines))
     if flip:
         crops, points, transforms = _flip(crops, points, transforms)
@@ -191,6 +195,14 @@ def _drift(key: NDArray[np.float32], side: float, settings: WindowSettings, rng:
     shift = centre * (1 - scale) + rng.uniform(-1, 1, 2) * settings.crop_drift * side * np.abs(key[0, 0])
     change = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32)
     return compose(change, key)
+
+
+def _repeat_oldest(crops: list[Image], affines: list[NDArray[np.float32]], offsets: Sequence[int], age: int) -> None:
+    """Put the oldest of the `age` newest frames before the key, or the key itself, where older ones are missing."""
+    by_age = sorted(range(len(crops)), key=lambda slot: -(0, *offsets)[slot])
+    oldest = by_age[age]
+    for slot in by_age[age + 1 :]:
+        crops[slot], affines[slot] = crops[oldest], affines[oldest]
 
 
 def _shade(crops: list[Image], rng: Rng) -> None:

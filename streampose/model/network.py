@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from streampose.errors import ModelError, UsageError
 from streampose.model.lite import LiteEncoder, LiteFuser
+from streampose.model.mobile import EfficientNetLite0
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,6 +25,21 @@ def normalise(crops: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255
     std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255
     return (rgb - mean) / std
+
+
+def take_bgr(trunk: EfficientNetLite0) -> None:
+    """Let a trunk take what `centre` gives instead of `normalise`: the first convolution's weights take over the rest."""
+    stem = trunk.stem[0]
+    assert isinstance(stem, nn.Conv2d)
+    std = torch.tensor(IMAGENET_STD).flip(0).view(1, 3, 1, 1) * 255
+    with torch.no_grad():
+        stem.weight.copy_(stem.weight.flip(1) / std)
+
+
+def centre(crops: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 BGR -> (B, 3, H, W) float32 BGR, 0..255 less ImageNet's mean; see `take_bgr`."""
+    mean = torch.tensor(IMAGENET_MEAN).flip(0).view(1, 3, 1, 1) * 255
+    return crops.permute(0, 3, 1, 2).float() - mean
 
 
 def decode(logits: Tensor) -> Tensor:
@@ -118,10 +135,12 @@ class CropEncoder(nn.Module):
 
     def __init__(self, network: FamiPose) -> None:
         super().__init__()
-        self.network = network
+        self.encoder = deepcopy(network.encoder)
+        take_bgr(self.encoder.trunk)
 
     def forward(self, crops: Tensor) -> Tensor:
-        return self.network.encode(normalise(crops))
+        features: Tensor = self.encoder(centre(crops))
+        return features
 
 
 class KeypointFuser(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from streampose.model.lite import separable
 from streampose.model.mobile import EfficientNetLite0, Stage, conv_bn
-from streampose.model.network import normalise
+from streampose.model.network import centre, take_bgr
 
 STAGES = (
     Stage(3, 1, 1, 16, 1),
@@ -80,8 +81,9 @@ class PersonExport(nn.Module):
 
     def __init__(self, network: PersonNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.network = deepcopy(network)
+        take_bgr(self.network.trunk)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, logits = self.network(normalise(frames))
+        boxes, logits = self.network(centre(frames))
         return boxes, logits.sigmoid()
