@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ from streampose.sources import Source, open_sources
 from streampose.tracker import Tracker, TrackerSettings
 from streampose.types import Frame, PoseFrame
 
+LONGEST_UNSEEN_S = 0.25
+"""The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
 _WAKE_S = 0.2
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class _Lane:
     frames: int = 0
     epoch: int = 0
     since_detection: int = 0
+    detected_s: float = -math.inf
 
 
 class Pipeline:
@@ -191,7 +192,7 @@ class Pipeline:
         for lane, frame in batch:
             if frame.epoch != lane.epoch:
                 yield from self._flush(lane)
-                lane.epoch, lane.since_detection = frame.epoch, 0
+                lane.epoch, lane.detected_s = frame.epoch, -math.inf
                 lane.follower.reset()
         for estimate in self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch]):
             yield self._result(estimate)
@@ -206,11 +207,12 @@ class Pipeline:
     def _advance(self, lane: _Lane, frame: Frame) -> tuple[Track, ...]:
         """The people to estimate in a source's next frame."""
         detections = None
-        if self._detector is not None and (lane.since_detection == 0 or lane.follower.undecided):
+        lane.since_detection += 1
+        due = lane.since_detection >= self.settings.detect_every or frame.pts_s - lane.detected_s > LONGEST_UNSEEN_S
+        if self._detector is not None and (due or lane.follower.undecided):
             with self.metrics.time("detect"):
                 detections = self._detector.detect(frame.image)
-            lane.since_detection = 0
-        lane.since_detection = (lane.since_detection + 1) % self.settings.detect_every
+            lane.since_detection, lane.detected_s = 0, frame.pts_s
         return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
 
     def _result(self, estimate: Estimate) -> Result:

@@ -41,6 +41,12 @@ def test_the_detector_looks_at_every_kth_frame_while_people_are_followed(make_vi
     assert detector.runs == 5
 
 
+def test_the_detector_looks_more_often_where_frames_are_far_apart(make_video, engine, detector) -> None:
+    slow = open_sources([str(make_video(frames=6, fps=3))])
+    assert len(list(Pipeline(slow, engine, detector, Settings(detect_every=4)))) == 6
+    assert detector.runs == 6
+
+
 def test_the_detector_looks_at_every_frame_while_nobody_is(make_video, engine, make_detector) -> None:
     blind = make_detector(script=[[]] * 20)
     results = list(Pipeline(open_sources([str(make_video(frames=20))]), engine, blind))
