@@ -15,7 +15,7 @@ class Frame:
     Attributes:
         image: (H, W, 3) uint8 BGR. Nobody writes into it.
         source_id: the source's name in topics and files.
-        index: 0, 1, ... as decoded from this source and epoch.
+        index: 0, 1, ... as decoded from this source; counts on through epochs.
         pts_s: presentation time in seconds from the start of the source.
         captured_ns: monotonic time at which the frame reached this process, nanoseconds.
         epoch: +1 at each reconnect; frames of two epochs never share a window.

@@ -28,7 +28,7 @@ def normalise(crops: Tensor) -> Tensor:
 
 
 def take_bgr(trunk: EfficientNetLite0) -> None:
-    """Let a trunk take what `centre` gives instead of `normalise`: the first convolution's weights take over the rest."""
+    """Let a trunk take what `centre` gives instead of `normalise`: its first convolution takes over the rest."""
     stem = trunk.stem[0]
     assert isinstance(stem, nn.Conv2d)
     std = torch.tensor(IMAGENET_STD).flip(0).view(1, 3, 1, 1) * 255

@@ -1,4 +1,4 @@
-"""The person detector: one class, no anchors, three strides, distances to four sides at each cell (FCOS, arXiv 1904.01355)."""
+"""The person detector: one class, no anchors, distances to the four sides at each cell (FCOS, arXiv 1904.01355)."""
 
 from __future__ import annotations
 

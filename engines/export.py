@@ -1,0 +1,115 @@
+"""From torch to ONNX: one file a graph, dynamic batch, deformable convolution as the standard DeformConv."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streampose.errors import MissingExtraError
+
+try:
+    import onnx
+    from onnxscript import opset22
+except ImportError as error:
+    raise MissingExtraError("onnxscript", "train") from error
+
+OPSET = 22
+
+
+def deform_conv_node(
+    x: Any,
+    offset: Any,
+    mask: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_groups: int,
+) -> Any:
+    """`streampose::deform_conv2d` as ONNX's DeformConv (opset 19 and later)."""
+    return opset22.DeformConv(
+        x,
+        weight,
+        offset,
+        bias,
+        mask,
+        kernel_shape=list(weight.shape[2:]),
+        strides=list(stride),
+        pads=[padding[0], padding[1], padding[0], padding[1]],
+        dilations=list(dilation),
+        group=groups,
+        offset_group=offset_groups,
+    )
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How the exporter writes our operators."""
+    return {torch.ops.streampose.deform_conv2d.default: deform_conv_node}
+
+
+def export_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    metadata: dict[str, str],
+    dynamic_batch: bool = True,
+) -> None:
+    """Write one graph as one file.
+
+    Args:
+        module: in evaluation mode.
+        inputs: example tensors by name, with a batch of two where the batch is dynamic.
+        outputs: names of the outputs.
+        path: of the file.
+        metadata: `metadata_props` of the file.
+        dynamic_batch: whether the first axis of every input may be of any size from 1 on.
+    """
+    batch = {0: torch.export.Dim("batch", min=1)}
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(batch for _ in inputs) if dynamic_batch else None,
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks about operators of packages that are not ours."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,105 @@
+"""What an engine bundle says of itself, and the check that its files are the ones it was written with."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from streampose.errors import ModelError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest.json` of a bundle.
+
+    Attributes:
+        schema: version of this format.
+        kind: what the bundle is.
+        name: of the model.
+        target: what runs it.
+        precision: of weights and arithmetic.
+        input_size: (height, width) of a crop, or of the detector's letterboxed picture, in pixels.
+        input_format: what goes in; normalisation is part of the graph.
+        files: sha256 of each file of the bundle.
+        versions: of everything that built it.
+        parity: figures of the comparison with torch on real pictures.
+        skeleton: name of the joint set (pose).
+        offsets: supporting frames relative to the key frame (pose).
+        score_threshold: lowest score that counts (detector).
+    """
+
+    schema: int
+    kind: Literal["pose", "person-detector"]
+    name: str
+    target: str
+    precision: str
+    input_size: tuple[int, int]
+    input_format: str
+    files: dict[str, str]
+    versions: dict[str, str]
+    parity: dict[str, float]
+    skeleton: str = "coco17"
+    offsets: tuple[int, ...] = ()
+    score_threshold: float = 0.0
+
+
+def locate_bundle(name: str | Path) -> Path:
+    """The folder of a bundled model's name, or the given folder.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    weights = Path(str(resources.files("streampose.weights")))
+    if len(path.parts) == 1 and (weights / path / FILE_NAME).is_file():
+        return weights / path
+    raise ModelError(
+        f"no model {str(name)!r}; bundled ones are: {', '.join(bundled_names())}; or give a bundle's folder"
+    )
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(path.parent.name for path in Path(str(resources.files("streampose.weights"))).glob(f"*/{FILE_NAME}"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle whose files are all there and undamaged.
+
+    Raises:
+        ModelError: one line that says what is wrong and how to rebuild.
+    """
+    path = folder / FILE_NAME
+    rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target onnxruntime --out BUNDLE"
+    try:
+        text = path.read_bytes()
+        schema = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema")
+        if schema is None or msgspec.json.decode(schema) != SCHEMA:
+            found = bytes(schema).decode() if schema is not None else "none"
+            raise ModelError(f"{path} has schema {found}, this streampose reads {SCHEMA}; {rebuild}")
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} is no engine bundle: it has no {FILE_NAME}; {rebuild}") from error
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{path} is damaged: {error}; {rebuild}") from error
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise ModelError(f"{file} is missing; {rebuild}")
+        if sha256(file) != expected:
+            raise ModelError(f"{file} is not the file that the manifest describes (sha256 differs); {rebuild}")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

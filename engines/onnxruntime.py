@@ -1,0 +1,63 @@
+"""The pose network on ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from streampose.engines.manifest import Manifest
+from streampose.errors import ModelError
+
+STRIDE = 4
+ENCODER, FUSER = "encoder.onnx", "fuser.onnx"
+
+
+def open_session(file: Path, threads: int) -> ort.InferenceSession:
+    """A session on the CPU whose threads sleep while it is idle: several spinning ones slow each other down sixfold.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the file.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a class of its own for every kind of damage
+        raise ModelError(f"{file} cannot be loaded by ONNX Runtime {ort.__version__}") from error
+
+
+class OnnxRuntimeEngine:
+    """See `streampose.engines.Engine`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int = 2) -> None:
+        self.manifest = manifest
+        self._encoder = open_session(folder / ENCODER, threads)
+        self._fuser = open_session(folder / FUSER, threads)
+        try:
+            self._channels = int(self._encoder.get_outputs()[0].shape[1])
+            self._joints = int(self._fuser.get_outputs()[0].shape[1])
+        except (IndexError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder}: {ENCODER} and {FUSER} are no encoder and fuser of streampose") from error
+
+    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        height, width = self.manifest.input_size
+        if crops.dtype != np.uint8 or crops.shape[1:] != (height, width, 3):
+            raise ValueError(f"crops are uint8 (P, {height}, {width}, 3), not {crops.dtype} {crops.shape}")
+        if not len(crops):
+            return np.zeros((0, self._channels, height // STRIDE, width // STRIDE), np.float32)
+        features: NDArray[np.float32] = self._encoder.run(["features"], {"crops": crops})[0]
+        return features
+
+    def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        if transforms.shape != (*features.shape[:2], 2, 3):
+            raise ValueError(f"transforms are {(*features.shape[:2], 2, 3)}, not {transforms.shape}")
+        if not len(features):
+            return np.zeros((0, self._joints, 3), np.float32)
+        feed = {"features": features, "transforms": transforms}
+        keypoints: NDArray[np.float32] = self._fuser.run(["keypoints"], feed)[0]
+        return keypoints
