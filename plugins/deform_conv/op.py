@@ -62,18 +62,7 @@ def _operator(
 
 
 @_operator.register_fake
-def _(
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    offset_groups: int,
-) -> Tensor:
+def _(x: Tensor, offset: Tensor, _mask: Tensor | None, weight: Tensor, *_rest: object) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0], *offset.shape[2:]))
 
 
