@@ -37,6 +37,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+models = typer.Typer(rich_markup_mode=None, help="The models that ship with streampose, and other bundles.")
+app.add_typer(models, name="models")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -175,7 +179,7 @@ def bench(
 ) -> None:
     """Run without outputs, as fast as it goes, and show where the time went."""
     with _stop_on_signals() as stop:
-        from streampose.console import Screen, set_up_logging, summary_json
+        from streampose.console import Screen, set_up_logging, summary_fields, to_json
         from streampose.runner import RunOptions, run_pipeline
 
         options = RunOptions(
@@ -188,7 +192,52 @@ def bench(
         with Screen(set_up_logging(context.obj)) as screen:
             run_pipeline(options, screen, stop)
         if json and screen.summary is not None:
-            _write(summary_json(screen.summary))
+            _write(to_json(summary_fields(screen.summary)))
+
+
+@models.command("list")
+def list_models(json: JsonFlag = False) -> None:
+    """The bundled models."""
+    from streampose.console import manifest_line, to_json
+    from streampose.engines.manifest import bundled_names, locate_bundle, read_manifest
+
+    manifests = [read_manifest(locate_bundle(name)) for name in bundled_names()]
+    if json:
+        _write(to_json(manifests))
+        return
+    for manifest in manifests:
+        typer.echo(manifest_line(manifest))
+
+
+@models.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(metavar="NAME|BUNDLE", help="A bundled model, or a bundle's folder.")],
+    json: JsonFlag = False,
+) -> None:
+    """What a bundle's manifest says, and its card."""
+    from streampose.console import bundle_text, to_json
+    from streampose.engines.manifest import locate_bundle, read_manifest
+
+    folder = locate_bundle(model)
+    manifest = read_manifest(folder)
+    if json:
+        _write(to_json(manifest))
+        return
+    typer.echo(bundle_text(folder, manifest))
+
+
+@models.command("verify")
+def verify_models(
+    model: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|BUNDLE]...", help="By default all bundled.")
+    ] = None,
+) -> None:
+    """Check the sha256 of every file of a bundle; ends with 4 at the first that is damaged."""
+    from streampose.engines.manifest import bundled_names, locate_bundle, read_manifest
+
+    for name in model or bundled_names():
+        manifest = read_manifest(locate_bundle(name))
+        typer.echo(f"{name}: {', '.join(manifest.files)} as built")
 
 
 def main() -> NoReturn:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -18,6 +20,9 @@ from rich.table import Table
 from streampose.metrics import RunSummary
 from streampose.redact import redact
 from streampose.types import PoseFrame
+
+if TYPE_CHECKING:
+    from streampose.engines.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -181,10 +186,36 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     return lines
 
 
-def summary_json(summary: RunSummary) -> bytes:
-    """A finished run as one JSON object and a newline: the fields of `RunSummary`, and `fps`."""
-    fields = {"fps": summary.fps, **msgspec.to_builtins(summary)}
-    return msgspec.json.encode(fields) + b"\n"
+def summary_fields(summary: RunSummary) -> dict[str, Any]:
+    """The fields of a `RunSummary`, and `fps`."""
+    return {"fps": summary.fps, **msgspec.to_builtins(summary)}
+
+
+def to_json(value: object) -> bytes:
+    """Dataclasses, structs and what they are made of as one line of JSON, newline included."""
+    return msgspec.json.encode(value) + b"\n"
+
+
+def manifest_line(manifest: Manifest) -> str:
+    """A bundle in one line."""
+    height, width = manifest.input_size
+    return f"{manifest.name:<12} {manifest.kind:<16} {manifest.target} {manifest.precision}, input {width}x{height}"
+
+
+def bundle_text(folder: Path, manifest: Manifest) -> str:
+    """A bundle's manifest as `key: value` lines, then its card, if it has one."""
+    fields = msgspec.to_builtins(manifest)
+    lines = [f"{key}: {_joined(value)}" for key, value in {"folder": str(folder), **fields}.items()]
+    card = folder / "CARD.md"
+    if card.is_file():
+        lines += ["", card.read_text(encoding="utf-8").rstrip()]
+    return "\n".join(lines)
+
+
+def _joined(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def frame_line(frame: PoseFrame) -> str:

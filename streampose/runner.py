@@ -17,7 +17,7 @@ from streampose.jsonl import PeopleWriter, to_line
 from streampose.people import PersonDetector
 from streampose.pipeline import Pipeline, Result, Settings
 from streampose.publish import Publisher, check_loopback
-from streampose.sources import Source, Status, open_sources
+from streampose.sources import PACES, Source, Status, open_sources
 from streampose.types import PoseFrame
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class RunOptions:
             raise ModelError(f"backend {self.backend} is not available in this version; use --backend onnxruntime")
         if self.backend not in ("auto", "onnxruntime"):
             raise UsageError(f"backend is auto or onnxruntime, not {self.backend!r}")
+        if self.pace not in PACES:
+            raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
             check_loopback(self.publish)
 
@@ -99,6 +101,9 @@ def run_pipeline(
         StreamposeError: a source, a model or an output failed; all outputs are closed then.
     """
     with ExitStack() as stack:
+        sources = open_sources(options.sources, options.pace)
+        for source in sources:
+            stack.callback(source.close)
         engine = load_engine(options.model)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
         outputs: list[Callable[[Result], None]] = []
@@ -109,9 +114,6 @@ def run_pipeline(
             log.info("publishing at %s", publisher.endpoint)
         if options.save is not None:
             outputs.append(_of_poses(stack.enter_context(PeopleWriter(options.save)).write))
-        sources = open_sources(options.sources, options.pace)
-        for source in sources:
-            stack.callback(source.close)
         if options.render is not None:
             outputs.append(stack.enter_context(_Overlays(options.render, sources)).write)
         if print_line is not None:

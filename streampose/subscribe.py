@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Mode = Literal["latest", "lossless"]
 
 QUEUE_LIMIT = 10_000
-"""Messages (in latest mode: topics) that wait to be read. Then, in lossless mode, the socket is left to fill up, and the
+"""Messages (in latest mode: topics) that wait to be read. In lossless mode the socket is then left to fill up, and the
 publisher to drop."""
 
 _ENDPOINT = re.compile(r"tcp://[^@/\s]+:\d{1,5}")

@@ -1,12 +1,15 @@
 """The command line as its users start it: a process, its output, its exit code."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +19,37 @@ from streampose.publish import Publisher
 from streampose.redact import redact
 from streampose.types import Pose, PoseFrame
 
-WAIT_S = 30
+WAIT_S = 60
+WEIGHTS = Path(cli.__file__).parent / "weights"
 
-
-def streampose(*args, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "streampose", *map(str, args)], capture_output=True, text=True, timeout=WAIT_S, **kwargs
-    )
+needs_models = pytest.mark.skipif(
+    not all((WEIGHTS / name / "manifest.json").exists() for name in ("lite", "person")),
+    reason="the bundled models are not built yet",
+)
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 
 
 def start(*args):
     return subprocess.Popen(
         [sys.executable, "-m", "streampose", *map(str, args)], stdout=-1, stderr=-1, text=True, bufsize=1
     )
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("run", ...): the command line without a process of its own."""
+    logger = logging.getLogger("streampose")
+    before = logger.handlers[:], logger.level, logger.propagate
+
+    def main(*args):
+        monkeypatch.setattr(sys, "argv", ["streampose", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
+
+    yield main
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def make_frame(index=0, source="cam"):
@@ -70,7 +91,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("run", "listen", "train"):
+    for command in ("run", "listen", "train", "bench", "models"):
         assert f"  {command} " in done.stdout
 
 
@@ -91,8 +112,8 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
         (["train", "no-such-recipe"], 2, "no-such-recipe"),
     ],
 )
-def test_a_mistake_is_one_line_and_an_exit_code(args, code, says):
-    done = streampose(*args)
+def test_a_mistake_is_one_line_and_an_exit_code(call, args, code, says):
+    done = call(*args)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -101,28 +122,22 @@ def test_a_mistake_is_one_line_and_an_exit_code(args, code, says):
     assert "secret" not in done.stderr
 
 
-def test_no_command_shows_the_help():
-    done = streampose()
+def test_no_command_shows_the_help(call):
+    done = call()
     assert done.returncode == 2
     assert "Commands:" in done.stdout
 
 
-def test_the_unexpected_is_one_line_unless_debug(monkeypatch, capsys):
+def test_the_unexpected_is_one_line_unless_debug(monkeypatch, call):
     def fail(**_):
         raise RuntimeError("broken at rtsp://me:p@ss/word@camera/1\nand more")
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(sys, "argv", ["streampose", "run"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    shown = capsys.readouterr().err
-    assert ended.value.code == 1
-    assert shown.startswith("error: unexpected RuntimeError: broken at rtsp://***@camera/1 and more")
-    assert shown.count("\n") == 1
-    monkeypatch.setattr(sys, "argv", ["streampose", "--debug", "run"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    shown = capsys.readouterr().err
+    done = call("run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unexpected RuntimeError: broken at rtsp://***@camera/1 and more")
+    assert done.stderr.count("\n") == 1
+    shown = call("--debug", "run").stderr
     assert "Traceback" in shown
     assert "word" not in shown
 
@@ -143,8 +158,8 @@ def test_a_missing_package_names_its_extra():
     assert done.stderr == "error: torch is not installed; install it with: pip install 'streampose[train]'\n"
 
 
-def test_listen_prints_people_jsonl(publisher):
-    done = streampose(
+def test_listen_prints_people_jsonl(call, publisher):
+    done = call(
         "listen", "--connect", publisher.endpoint, "--mode", "lossless", "--count", 20, "--source", "cam", "--json"
     )
     assert done.returncode == 0, done.stderr
@@ -158,20 +173,125 @@ def test_listen_prints_people_jsonl(publisher):
     assert "20 frames, 0 missed" in done.stderr
 
 
-def test_listen_prints_lines_for_people(publisher):
-    done = streampose("listen", "--connect", publisher.endpoint, "--count", 4)
+def test_listen_prints_lines_for_people(call, publisher):
+    done = call("listen", "--connect", publisher.endpoint, "--count", 4)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 4
     assert "1 people" in done.stdout
     assert "#4 0.50 at 1,2" in done.stdout
 
 
+@needs_models
+def test_run_puts_out_a_line_a_frame(call, tmp_path):
+    path = tmp_path / "people.jsonl"
+    done = call("run", "--source", "demo", "--no-publish", "--save", path, "--max-frames", 8, "--json")
+    assert done.returncode == 0, done.stderr
+    assert path.read_text() == done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["frame_index"] for line in lines] == list(range(8))
+    assert any(line["people"] for line in lines)
+    assert "8 frames in " in done.stderr
+
+
+@needs_models
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_listen_waits_for_a_publisher_and_ends_on_a_signal(number):
+def test_run_ends_on_a_signal_with_a_summary(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with start("run", "--source", "demo", "--no-publish", "--pace", "live", "--save", path, "--json") as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, errors
+    assert path.read_text() == first + rest
+    assert path.read_text().endswith("}\n")
+    assert " frames in " in errors
+
+
+@needs_models
+def test_run_and_listen_meet(call, publisher):
+    """A second run at the endpoint of another publisher ends with 5; at a free one a listener hears it."""
+    done = call("run", "--source", "demo", "--publish", publisher.endpoint)
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {publisher.endpoint} is in use; publish elsewhere with --pub"
+    )
+    with start("run", "--source", "demo", "--pace", "live", "--publish", "tcp://127.0.0.1:*") as process:
+        line = process.stderr.readline()
+        assert "publishing at tcp://127.0.0.1:" in line
+        heard = call("listen", "--connect", line.split()[-1], "--count", 3, "--json")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert [json.loads(line)["source"] for line in heard.stdout.splitlines()] == ["demo"] * 3
+
+
+@needs_models
+@needs_dev_full
+def test_a_full_disk_ends_the_run_with_5(call):
+    done = call("run", "--source", "demo", "--no-publish", "--save", "/dev/full")
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.endswith("error: cannot write /dev/full: No space left on device\n")
+
+
+@needs_models
+@needs_dev_full
+def test_a_full_stdout_ends_the_run_with_5():
+    command = [sys.executable, "-m", "streampose", "run", "--source", "demo", "--no-publish", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=-1, text=True, timeout=WAIT_S)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.endswith("error: cannot write to stdout: No space left on device\n")
+
+
+@needs_models
+def test_bench_prints_one_object(call):
+    done = call("bench", "--max-frames", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["frames"] == 5
+    assert figures["stages"]["encode"]["count"] >= 1
+    assert figures["stages"]["total"]["median_ms"] > 0
+
+
+@needs_models
+def test_models_are_listed_shown_and_verified(call, tmp_path):
+    listed = call("models", "list")
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [
+        ["lite", "pose"],
+        ["person", "person-detector"],
+    ]
+    bundle = tmp_path / "bundle"
+    shutil.copytree(WEIGHTS / "lite", bundle)
+    (bundle / "CARD.md").write_text("Trained on nothing.\n")
+    shown = call("models", "show", bundle)
+    assert "offsets: -4, -3, -2, -1\n" in shown.stdout
+    assert shown.stdout.endswith("\n\nTrained on nothing.\n")
+    assert json.loads(call("models", "show", "person", "--json").stdout)["kind"] == "person-detector"
+    verified = call("models", "verify")
+    assert verified.returncode == 0
+    assert verified.stdout.splitlines()[0] == "lite: encoder.onnx, fuser.onnx as built"
+
+
+@needs_models
+def test_a_damaged_model_is_a_model_error(call, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(WEIGHTS / "lite", bundle)
+    with (bundle / "fuser.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    for command in (["models", "verify", bundle], ["run", "--source", "demo", "--model", bundle]):
+        done = call(*command)
+        assert done.returncode == 4
+        assert f"{bundle / 'fuser.onnx'} is not the file" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_listen_waits_for_a_publisher_and_ends_on_a_signal():
     with start("listen", "--connect", "tcp://127.0.0.1:1") as process:
         line = process.stderr.readline()
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=WAIT_S)
     assert line.endswith("waiting for a publisher at tcp://127.0.0.1:1\n")
     assert process.returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from streampose import console
-from streampose.console import Screen, frame_line, set_up_logging, summary_json
+from streampose.console import Screen, frame_line, set_up_logging, summary_fields, to_json
 from streampose.metrics import RunSummary, SourceSummary, StageSummary
 from streampose.types import Pose, PoseFrame
 
@@ -98,8 +98,8 @@ def test_the_summary_is_shown_last():
 
 
 def test_the_summary_as_json():
-    assert b'"fps":5.0,"frames":10' in summary_json(SUMMARY)
-    assert b'"stages":{"encode":{"count":10,"median_ms":4.25,"p95_ms":6.5}}' in summary_json(SUMMARY)
+    assert b'"fps":5.0,"frames":10' in to_json(summary_fields(SUMMARY))
+    assert b'"stages":{"encode":{"count":10,"median_ms":4.25,"p95_ms":6.5}}' in to_json(summary_fields(SUMMARY))
 
 
 def test_a_received_frame_as_a_line():
