@@ -1,7 +1,7 @@
 """Boxes, and the one affine that takes frame pixels to crop pixels.
 
-All coordinates are continuous: (0, 0) is the upper left corner of the upper left pixel, (0.5, 0.5) its centre, so that a
-point scales with the picture. OpenCV puts pixel centres at whole numbers; `cut` translates, and nothing else has to.
+All coordinates are continuous: (0, 0) is the upper left corner of the upper left pixel, (0.5, 0.5) its centre, so that
+a point scales with the picture. OpenCV puts pixel centres at whole numbers; `cut` translates, and nothing else has to.
 """
 
 from __future__ import annotations

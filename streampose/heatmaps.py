@@ -25,6 +25,6 @@ def encode(keypoints: NDArray[np.float32], size: tuple[int, int], sigma: float =
     x = np.exp(-((np.arange(width) + 0.5 - keypoints[:, :1]) ** 2) / (2 * sigma**2))
     y = np.exp(-((np.arange(height) + 0.5 - keypoints[:, 1:2]) ** 2) / (2 * sigma**2))
     low, high = -3 * sigma, np.array([width, height]) + 3 * sigma
-    near = ((keypoints > low) & (keypoints < high)).all(axis=1)
+    near = np.all((keypoints > low) & (keypoints < high), axis=1)
     maps = y[:, :, None] * x[:, None, :] * near[:, None, None]
     return np.asarray(maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-12), np.float32)

@@ -12,7 +12,7 @@ from streampose.errors import ModelError
 from streampose.people import PersonDetector, letterbox, suppress
 
 onnx = pytest.importorskip("onnx", reason="builds little models; the [train] extra has onnx")
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper
 
 META = {"streampose.kind": "person-detector", "streampose.score_threshold": "0.4"}
 MakeModel = Callable[..., Path]

@@ -83,9 +83,17 @@ class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Task(Protocol):
     """What is trained."""
 
-    model: nn.Module
-    dataset: Dataset[dict[str, Any]]
-    loss_weights: Mapping[str, float]
+    @property
+    def model(self) -> nn.Module:
+        """The network to train."""
+
+    @property
+    def dataset(self) -> Dataset[dict[str, Any]]:
+        """Sample `i` for every `i` from 0 on."""
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Factor of each of the terms that `losses` returns."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for AdamW, each with its `lr`."""
@@ -125,8 +133,8 @@ def fit(task: Task, settings: LoopSettings, out: Path, resume: bool = False) -> 
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
-    model = task.model.to(memory_format=torch.channels_last)
-    ema = deepcopy(model).eval()
+    model = task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema: nn.Module = deepcopy(model).eval()
     optimizer = torch.optim.AdamW(
         task.parameter_groups(settings.lr), lr=settings.lr, weight_decay=settings.weight_decay
     )

@@ -124,7 +124,10 @@ def assign(boxes: Tensor, kinds: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         owner (B, N) index of the person's box or -1, and ignored (B, N) bool: cells that say nothing.
     """
-    centres, strides, lows, highs = [], [], [], []
+    centres: list[Tensor] = []
+    strides: list[Tensor] = []
+    lows: list[Tensor] = []
+    highs: list[Tensor] = []
     for stride, (low, high) in zip(STRIDES, LEVEL_RANGES_PX, strict=True):
         points = cell_centres(size // stride, size // stride, stride, boxes)
         centres.append(points)

@@ -60,7 +60,7 @@ class EncoderTask:
         targets, weights = batch["targets"], batch["weights"]
         terms = {"heatmap": heatmap_cross_entropy(self.model.head(features), targets, weights)}
         for name, head, level in zip(("coarse32", "coarse16"), self.model.coarse_heads, (top, middle), strict=True):
-            pooled = functional.adaptive_avg_pool2d(targets, level.shape[2:])
+            pooled = functional.adaptive_avg_pool2d(targets, (level.shape[2], level.shape[3]))
             pooled = pooled / pooled.sum(dim=(2, 3), keepdim=True).clamp(min=1e-9)
             terms[name] = heatmap_cross_entropy(head(level), pooled, weights)
         return terms
@@ -91,7 +91,7 @@ class FuserTask:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, FamiPose)
-        figures = {}
+        figures: dict[str, float] = {}
         for name, share in (("clean", 0.0), ("corrupt", 1.0)):
             result = window_pck(model, self.val, self.dataset.settings.size, share)
             figures |= {f"pck01_{name}_single": result.single, f"pck01_{name}_five": result.fused}
@@ -102,7 +102,8 @@ class FuserTask:
 def encode_windows(model: FamiPose, crops: Tensor) -> Tensor:
     """(B, T, H, W, 3) uint8 BGR -> features (B, T, C, h, w), without gradients."""
     frames = normalise(crops.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-    return model.encode(frames).unflatten(0, tuple(crops.shape[:2]))
+    features = model.encode(frames)
+    return features.view(*crops.shape[:2], *features.shape[1:])
 
 
 class WindowPck(NamedTuple):

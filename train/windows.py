@@ -149,7 +149,7 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
         crops, points, transforms = _flip(crops, points, transforms)
         weights, human = weights[list(COCO17.mirror)], human[list(COCO17.mirror)]
     height, width = settings.size
-    targets = encode(points / STRIDE, (height // STRIDE, width // STRIDE))
+    targets = encode((points / STRIDE).astype(np.float32), (height // STRIDE, width // STRIDE))
     weights = np.where(targets.sum(axis=(1, 2)) > 0, weights, 0)
     return {
         "crops": np.stack(crops),
@@ -172,7 +172,7 @@ def _pictures(subject: Subject, supports: int) -> list[Image]:
 def _motions(subject: Subject, side: float, settings: WindowSettings, rng: Rng) -> list[NDArray[np.float32]]:
     """Made-up movement of the picture in each frame: none where the frames are real."""
     identity = np.eye(2, 3, dtype=np.float32)
-    if isinstance(subject.source, Clip) or not settings.offsets:
+    if isinstance(subject.source, Clip) or not settings.motion:
         return [identity] * (1 + len(settings.offsets))
     speed = rng.uniform(-1, 1, 2) * settings.motion * side
     turn, growth = float(rng.uniform(-2, 2)), float(rng.uniform(-0.01, 0.01))
@@ -250,8 +250,8 @@ def blur(crop: Image, strength: float, angle_deg: float) -> Image:
     kernel = np.zeros((length, length), np.float32)
     kernel[length // 2] = 1
     turn = cv2.getRotationMatrix2D((length // 2, length // 2), angle_deg, 1)
-    kernel = cv2.warpAffine(kernel, turn, (length, length))
-    return np.asarray(cv2.filter2D(crop, -1, kernel / kernel.sum()), np.uint8)
+    turned = cv2.warpAffine(kernel, turn, (length, length))
+    return np.asarray(cv2.filter2D(crop, -1, turned / turned.sum()), np.uint8)
 
 
 def darken(crop: Image, gain: float, rng: Rng) -> Image:

@@ -156,4 +156,4 @@ class Alignment(nn.Module):
         local, masks = self.local_offsets(repeated, warp(flat, affines))
         offsets = sampling_offsets(local, affines)
         aligned = deform_conv2d(flat, offsets, masks, self.weight, self.bias, padding=(1, 1), offset_groups=self.groups)
-        return aligned.unflatten(0, (batch, count)), translation.unflatten(0, (batch, count))
+        return aligned.view_as(supports), translation.view(batch, count, 2)

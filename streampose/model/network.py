@@ -16,7 +16,8 @@ from streampose.model.mobile import EfficientNetLite0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRIDE = 4
-PEAK_RADIUS = 3
+MEAN_RADIUS = 3
+SCORE_RADIUS = 5
 
 
 def normalise(crops: Tensor) -> Tensor:
@@ -43,25 +44,27 @@ def centre(crops: Tensor) -> Tensor:
 
 
 def decode(logits: Tensor) -> Tensor:
-    """The keypoint of each map: the mean of its distribution within 3 cells of the peak.
+    """The keypoint of each map: the mean of its distribution around the peak, and how sure that is.
 
     Args:
         logits: (B, J, h, w); a map's softmax is the distribution of its joint.
 
     Returns:
-        (B, J, 3) float32: x, y in crop pixels (4 a cell) and the share of the distribution around the peak, 0..1.
+        (B, J, 3) float32: x, y in crop pixels (4 a cell), the mean within 3 cells of the peak; and as score, 0..1, the
+        share of the distribution within 5 cells, which is how likely the network thinks the joint is that near.
     """
     height, width = logits.shape[2:]
     p = functional.softmax(logits.flatten(2), dim=2)
     peak = p.argmax(dim=2, keepdim=True)
     cell = torch.arange(height * width, device=logits.device)
     x, y = cell % width, cell // width
-    near = ((x - peak % width).abs() <= PEAK_RADIUS) & ((y - peak // width).abs() <= PEAK_RADIUS)
-    local = p * near
+    distance = torch.maximum((x - peak % width).abs(), (y - peak // width).abs())
+    local = p * (distance <= MEAN_RADIUS)
     mass = local.sum(dim=2)
     mean_x = (local * (x + 0.5)).sum(dim=2) / mass
     mean_y = (local * (y + 0.5)).sum(dim=2) / mass
-    return torch.stack([mean_x * STRIDE, mean_y * STRIDE, mass], dim=2)
+    score = (p * (distance <= SCORE_RADIUS)).sum(dim=2).clamp(max=1.0)
+    return torch.stack([mean_x * STRIDE, mean_y * STRIDE, score], dim=2)
 
 
 class FamiPose(nn.Module):
@@ -102,7 +105,8 @@ class FamiPose(nn.Module):
             (B, J, H/4, W/4); the softmax of a map is the distribution of its joint.
         """
         batch, count = frames.shape[:2]
-        features = self.encode(frames.flatten(0, 1)).unflatten(0, (batch, count))
+        features = self.encode(frames.flatten(0, 1))
+        features = features.view(batch, count, *features.shape[1:])
         same = torch.eye(2, 3, dtype=frames.dtype, device=frames.device).expand(batch, count, 2, 3)
         return self.fuse(features, same)
 
