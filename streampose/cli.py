@@ -251,6 +251,7 @@ def main() -> NoReturn:
     if code == _INTERRUPTED:
         typer.echo("stopped", err=True)
         code = 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome is known; a late Ctrl-C does not change it
     raise SystemExit(code or 0)
 
 

@@ -40,6 +40,7 @@ def call(monkeypatch, capsys):
     """call("run", ...): the command line without a process of its own."""
     logger = logging.getLogger("streampose")
     before = logger.handlers[:], logger.level, logger.propagate
+    handler = signal.getsignal(signal.SIGINT)
 
     def main(*args):
         monkeypatch.setattr(sys, "argv", ["streampose", *map(str, args)])
@@ -49,6 +50,7 @@ def call(monkeypatch, capsys):
         return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
 
     yield main
+    signal.signal(signal.SIGINT, handler)
     logger.handlers[:], logger.level, logger.propagate = before
 
 
