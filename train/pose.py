@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from streampose.errors import UsageError
 from streampose.model.lite import LiteEncoder, LiteFuser
+from streampose.model.mobile import folded
 from streampose.model.network import FamiPose, decode, normalise
 from streampose.train.loop import Batch
 from streampose.train.pack import Still, read_clips, read_stills
@@ -81,12 +82,14 @@ class FuserTask:
         self.dataset = windows
         self.val = val
         model.freeze_encoder()
+        self.encoder = folded(model.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         return [{"params": list(self.model.fuser.parameters()), "lr": lr}]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        heatmaps = self.model.fuse(encode_windows(self.model, batch["crops"]), batch["transforms"])
+        features = encode_windows(self.encoder, batch["crops"])
+        heatmaps = self.model.fuse(features, batch["transforms"])
         return {"heatmap": heatmap_cross_entropy(heatmaps, batch["targets"], batch["weights"])}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -99,11 +102,11 @@ class FuserTask:
 
 
 @torch.no_grad()
-def encode_windows(model: FamiPose, crops: Tensor) -> Tensor:
+def encode_windows(encoder: nn.Module, crops: Tensor) -> Tensor:
     """(B, T, H, W, 3) uint8 BGR -> features (B, T, C, h, w), without gradients."""
     frames = normalise(crops.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-    features = model.encode(frames)
-    return features.view(*crops.shape[:2], *features.shape[1:])
+    features: Tensor = encoder(frames).contiguous()
+    return features.view(crops.shape[0], crops.shape[1], *features.shape[1:])
 
 
 class WindowPck(NamedTuple):
@@ -126,11 +129,12 @@ def window_pck(
         share: a joint is found within this share of the longer side of the person's box.
     """
     settings = WindowSettings.for_evaluation(size, model.offsets, corrupt_key)
+    encoder = folded(model.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     right, total = np.zeros(2), 0
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
-        features = encode_windows(model, torch.from_numpy(np.stack([sample["crops"] for sample in samples])))
+        features = encode_windows(encoder, torch.from_numpy(np.stack([sample["crops"] for sample in samples])))
         found = [decode(model.single(features[:, 0])).numpy()]
         if model.offsets:
             transforms = torch.from_numpy(np.stack([sample["transforms"] for sample in samples]))
@@ -179,12 +183,16 @@ def encoder_task(stage: EncoderStage, data: Path, before: Path | None) -> Encode
 
 
 def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
-    """The fuser's task on the pack at `data`; `before` is the encoder's checkpoint."""
+    """The fuser's task on the pack at `data`; `before` is the checkpoint of an encoder stage or of a fuser stage."""
     if before is None:
         raise UsageError(f"the stage {stage.name} needs an encoder stage before it")
     model = FamiPose(LiteEncoder(), LiteFuser(), stage.offsets)
-    model.encoder.load_state_dict(_ema(before))
-    model.fuser.head.load_state_dict(model.encoder.head.state_dict())
+    weights = _ema(before)
+    if any(name.startswith("fuser.") for name in weights):
+        model.load_state_dict(weights)
+    else:
+        model.encoder.load_state_dict(weights)
+        model.fuser.head.load_state_dict(model.encoder.head.state_dict())
     groups = training_groups(data, stage.shares, stage.offsets, stage.clip_every)
     settings = WindowSettings(size=stage.size, offsets=stage.offsets, corrupt_key=stage.corrupt_key)
     return FuserTask(model, Windows(groups, settings, stage.loop.seed), _val(data))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from streampose.errors import MissingExtraError
 
@@ -45,6 +47,17 @@ def conv_bn(
     if act:
         layers.append(nn.ReLU6(inplace=True))
     return nn.Sequential(*layers)
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """A copy for inference: the BatchNorm of each `conv_bn` is folded into its convolution. Computes the same, faster."""
+    copy = deepcopy(module).eval()
+    for part in copy.modules():
+        if isinstance(part, nn.Sequential) and len(part) > 1:
+            conv, norm = part[0], part[1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                part[0], part[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return copy
 
 
 class InvertedResidual(nn.Module):
