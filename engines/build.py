@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from streampose.engines.manifest import FILE_NAME, SCHEMA, Manifest, sha256
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.geometry import between_crops, crop_affine, cut
-from streampose.model.network import CropEncoder, FamiPose, KeypointFuser
+from streampose.model.network import CropEncoder, FamiPose, KeypointFuser, load
+from streampose.model.person import PersonExport, PersonNetwork
 from streampose.people import letterbox
 
 TOLERANCE = 1e-3
@@ -29,6 +31,40 @@ TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 0.05
 """Largest difference of a keypoint or box in input pixels."""
 DETECTOR = "detector.onnx"
+PERSON_SIZE = (384, 384)
+
+
+def build_from_checkpoint(
+    checkpoint: Path, out: Path, target: str = "onnxruntime", score_threshold: float = 0.4
+) -> Manifest:
+    """Write what a recipe trained, a pose network or a person detector, as a bundle.
+
+    Args:
+        checkpoint: `checkpoint.pt` of a recipe's last stage.
+        out: folder to write; it must not exist. Its name becomes the model's.
+        target: "onnxruntime".
+        score_threshold: lowest score that counts, 0..1 (detector).
+
+    Raises:
+        ModelError: the checkpoint is missing, of another network, or fails the gate; or the target is not built here.
+        UsageError, OutputError: see `build_bundle`.
+    """
+    if target != "onnxruntime":
+        raise ModelError(f"the target {target!r} cannot be built by this version; it builds: onnxruntime")
+    if not 0 < score_threshold < 1:
+        raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
+    try:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+        if any(name.startswith("fuser.") for name in weights):
+            network = load(checkpoint)
+            return build_bundle(network, out, out.name)
+        detector = PersonNetwork()
+        detector.load_state_dict(weights)
+    except FileNotFoundError as error:
+        raise ModelError(f"{checkpoint} is missing; train one with: streampose train lite") from error
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise ModelError(f"{checkpoint} is no checkpoint of a whole pose network or of a person detector") from error
+    return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
 
 
 def build_bundle(

@@ -167,6 +167,25 @@ def train(
     typer.echo(str(checkpoint))
 
 
+@app.command("build-engine")
+def build_engine(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path, typer.Option(metavar="FILE", help="What train wrote: checkpoint.pt of the last stage.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The folder to write; its name becomes the model's.")],
+    target: Annotated[str, typer.Option(metavar="NAME", help="onnxruntime.")] = "onnxruntime",
+    score_threshold: Annotated[float, typer.Option(help="Of a detector: lowest score that counts, 0 to 1.")] = 0.4,
+) -> None:
+    """Compile a trained network, checked against torch. Needs the extra [train]."""
+    from streampose.console import manifest_line, set_up_logging
+
+    set_up_logging(context.obj)
+    with _extra("train", _TRAIN_PACKAGES):
+        from streampose.engines.build import build_from_checkpoint
+    typer.echo(manifest_line(build_from_checkpoint(checkpoint, out, target, score_threshold)))
+
+
 @app.command()
 def bench(
     context: typer.Context,

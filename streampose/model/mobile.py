@@ -50,7 +50,7 @@ def conv_bn(
 
 
 def folded(module: nn.Module) -> nn.Module:
-    """A copy for inference: the BatchNorm of each `conv_bn` is folded into its convolution. Computes the same, faster."""
+    """A copy for inference, each BatchNorm folded into the convolution before it: computes the same, faster."""
     copy = deepcopy(module).eval()
     for part in copy.modules():
         if isinstance(part, nn.Sequential) and len(part) > 1:
