@@ -26,6 +26,8 @@ MOST_BOXES = 48
 LEVEL_RANGES_PX = ((0.0, 80.0), (48.0, 176.0), (112.0, 1e9))
 """Square root of the area of the boxes that each stride answers for; neighbours overlap."""
 CENTRE_RADIUS = 1.5
+TURNED, TURN_DEG = 0.3, 25.0
+"""Share of the pasted pictures that are turned, and by how much at most."""
 Rng = np.random.Generator
 
 
@@ -78,10 +80,11 @@ def _paste(
     scale = zoom * min(room[0] / width, room[1] / height)
     slack = room - scale * np.array([width, height])
     shift = tile[:2] + rng.uniform(np.minimum(slack, 0), np.maximum(slack, 0))
-    flip = rng.random() < 0.5
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    if flip:
+    if rng.random() < 0.5:
         matrix[0] = [-scale, 0, shift[0] + scale * width]
+    if rng.random() < TURNED:
+        matrix = _turn(matrix, (tile[:2] + tile[2:]) / 2, float(rng.uniform(-TURN_DEG, TURN_DEG)))
     local = matrix.copy()
     local[:, 2] -= tile[:2]
     local[:, 2] += local[:, :2] @ [0.5, 0.5] - 0.5
@@ -91,8 +94,9 @@ def _paste(
     )
     found = []
     for person in scene.people:
-        corners = person.box.reshape(2, 2) @ matrix[:, :2].T + matrix[:, 2]
-        box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        middle, half = (person.box[:2] + person.box[2:]) / 2, (person.box[2:] - person.box[:2]) / 2
+        middle, half = matrix[:, :2] @ middle + matrix[:, 2], np.hypot(*(matrix[:, :2] * half).T)
+        box = np.concatenate([middle - half, middle + half])
         seen = np.concatenate([np.maximum(box[:2], tile[:2]), np.minimum(box[2:], tile[2:])])
         if (seen[2:] <= seen[:2]).any():
             continue
@@ -100,6 +104,14 @@ def _paste(
         small = float((seen[2:] - seen[:2]).max()) < 14
         found.append((seen.astype(np.float32), person.ignore or share < 0.35 or small))
     return found
+
+
+def _turn(matrix: NDArray[np.float64], about: NDArray[np.float64], angle_deg: float) -> NDArray[np.float64]:
+    """`matrix`, then a turn about a point. Boxes turn as the ellipses in them, which is closer to people than corners."""
+    angle = np.deg2rad(angle_deg)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    shift = turn @ (matrix[:, 2] - about) + about
+    return np.concatenate([turn @ matrix[:, :2], shift[:, None]], axis=1)
 
 
 def _shade(picture: NDArray[np.uint8], rng: Rng) -> NDArray[np.uint8]:
