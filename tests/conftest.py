@@ -13,6 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+try:
+    import torch
+except ImportError:
+    pass  # the tests that need it skip themselves
+else:
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
 MakeVideo = Callable[..., Path]
 MakeImages = Callable[..., Path]
 

@@ -107,7 +107,7 @@ def _paste(
 
 
 def _turn(matrix: NDArray[np.float64], about: NDArray[np.float64], angle_deg: float) -> NDArray[np.float64]:
-    """`matrix`, then a turn about a point. Boxes turn as the ellipses in them, which fits people better than corners."""
+    """`matrix`, then a turn about a point. Boxes turn as the ellipses in them: people have no corners."""
     angle = np.deg2rad(angle_deg)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     shift = turn @ (matrix[:, 2] - about) + about

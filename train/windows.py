@@ -162,6 +162,11 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
     }
 
 
+def picture(subject: Subject) -> Image:
+    """The subject's own (key) picture, (H, W, 3) uint8 BGR."""
+    return subject.source.image() if isinstance(subject.source, Still) else subject.source.image(subject.index)
+
+
 def _pictures(subject: Subject, supports: int) -> list[Image]:
     if isinstance(subject.source, Still):
         return [subject.source.image()] * (1 + supports)

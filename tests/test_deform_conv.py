@@ -1,0 +1,133 @@
+"""Our deformable convolution against ONNX Runtime's DeformConv and against numeric gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the [train] extra")
+onnx = pytest.importorskip("onnx", reason="needs the [train] extra")
+
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from streampose.plugins.deform_conv import deform_conv2d
+
+KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 2)
+GRID = list(itertools.product((1, 5), ((1, 1), (2, 1), (1, 3), (2, 4)), (True, False), (True, False)))
+
+
+def tensors(
+    batch: int,
+    groups: int,
+    offset_groups: int,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 4.0,
+    size: tuple[int, int] = (9, 7),
+    channels: int = 12,
+) -> dict[str, Tensor]:
+    """Inputs whose offsets often leave the map; the map is not contiguous."""
+    generator = torch.Generator().manual_seed(batch * 100 + groups * 10 + offset_groups)
+    outputs, (height, width) = 8, size
+    out_h = (height + 2 * PADDING[0] - DILATION[0] * (KERNEL[0] - 1) - 1) // STRIDE[0] + 1
+    out_w = (width + 2 * PADDING[1] - DILATION[1] * (KERNEL[1] - 1) - 1) // STRIDE[1] + 1
+    taps = offset_groups * KERNEL[0] * KERNEL[1]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return {
+        "x": normal(batch, height, width, channels).permute(0, 3, 1, 2),
+        "offset": spread * normal(batch, 2 * taps, out_h, out_w),
+        "mask": normal(batch, taps, out_h, out_w),
+        "weight": normal(outputs, channels // groups, *KERNEL),
+        "bias": normal(outputs),
+    }
+
+
+def onnx_runtime(given: dict[str, Tensor], groups: int, offset_groups: int) -> np.ndarray:
+    names = {"x": "X", "weight": "W", "offset": "offset", "bias": "B", "mask": "mask"}
+    inputs = [names[name] if name in given else "" for name in ("x", "weight", "offset", "bias", "mask")]
+    node = helper.make_node(
+        "DeformConv",
+        inputs,
+        ["Y"],
+        kernel_shape=KERNEL,
+        strides=STRIDE,
+        pads=[*PADDING, *PADDING],
+        dilations=DILATION,
+        group=groups,
+        offset_group=offset_groups,
+    )
+    declared = [
+        helper.make_tensor_value_info(names[name], TensorProto.FLOAT, list(value.shape))
+        for name, value in given.items()
+    ]
+    graph = helper.make_graph(
+        [node], "one", declared, [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {names[n]: v.contiguous().numpy() for n, v in given.items()})[0]
+    return result
+
+
+@pytest.mark.parametrize(("batch", "groups", "with_mask", "with_bias"), GRID)
+def test_it_computes_what_onnx_runtime_does(
+    batch: int, groups: tuple[int, int], with_mask: bool, with_bias: bool
+) -> None:
+    given = tensors(batch, *groups)
+    given = {n: v for n, v in given.items() if (n != "mask" or with_mask) and (n != "bias" or with_bias)}
+    found = deform_conv2d(
+        given["x"], given["offset"], given.get("mask"), given["weight"], given.get("bias"),
+        STRIDE, PADDING, DILATION, *groups,
+    )  # fmt: skip
+    wanted = onnx_runtime(given, *groups)
+    assert found.shape == wanted.shape
+    assert np.abs(found.numpy() - wanted).max() < 1e-4 * wanted.std()
+
+
+@pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
+def test_gradients_agree_with_numeric_ones(groups: tuple[int, int]) -> None:
+    given = tensors(2, *groups, dtype=torch.float64, spread=1.3, size=(5, 4), channels=6)
+    leaves = [given[name].detach().requires_grad_() for name in ("x", "offset", "mask", "weight", "bias")]
+    assert torch.autograd.gradcheck(
+        lambda *t: deform_conv2d(*t, STRIDE, PADDING, DILATION, *groups), leaves, eps=1e-6, atol=1e-5
+    )
+
+
+def test_without_offsets_it_is_a_convolution() -> None:
+    given = tensors(3, 2, 1)
+    found = deform_conv2d(
+        given["x"], torch.zeros_like(given["offset"]), None, given["weight"], given["bias"],
+        STRIDE, PADDING, DILATION, groups=2,
+    )  # fmt: skip
+    wanted = torch.nn.functional.conv2d(given["x"], given["weight"], given["bias"], STRIDE, PADDING, DILATION, 2)
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_an_empty_batch_gives_an_empty_batch() -> None:
+    given = {name: value[:0] if name in ("x", "offset", "mask") else value for name, value in tensors(2, 1, 1).items()}
+    found = deform_conv2d(
+        given["x"], given["offset"], given["mask"], given["weight"], given["bias"], STRIDE, PADDING, DILATION
+    )
+    assert found.shape == (0, 8, 5, 9)
+
+
+@pytest.mark.parametrize(("name", "message"), [("offset", "offset is"), ("mask", "mask is"), ("weight", "channels")])
+def test_shapes_that_do_not_fit_are_named(name: str, message: str) -> None:
+    given = tensors(2, 1, 1)
+    given[name] = given[name][:, :-1]
+    with pytest.raises(ValueError, match=message):
+        deform_conv2d(given["x"], given["offset"], given["mask"], given["weight"], None, STRIDE, PADDING, DILATION)
+
+
+def test_the_operator_is_well_formed() -> None:
+    given = tensors(2, 2, 3)
+    arguments = (*(given[n] for n in ("x", "offset", "mask", "weight", "bias")), [2, 1], [1, 2], [1, 2], 2, 3)
+    torch.library.opcheck(
+        torch.ops.streampose.deform_conv2d.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
