@@ -167,6 +167,32 @@ def train(
     typer.echo(str(checkpoint))
 
 
+@app.command("eval")
+def evaluate(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="pack: the validation splits of the training pack.")],
+    gt: Annotated[Path, typer.Option(metavar="PATH", help="The labelled data: for pack its folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|BUNDLE|FILE.pt", help="The pose network; without it only the detector is measured."),
+    ] = None,
+    detector: Annotated[str, typer.Option(metavar="NAME|ONNX|none", help="none: only pose is measured.")] = "person",
+    json: JsonFlag = False,
+) -> None:
+    """Measure models on labelled data. Needs the extra [train]."""
+    from streampose.console import figure_lines, set_up_logging, to_json
+
+    set_up_logging(context.obj)
+    with _extra("train", _TRAIN_PACKAGES):
+        from streampose.train.evaluate import run_eval
+    figures = run_eval(dataset, gt, model, detector)
+    if json:
+        _write(to_json(figures))
+        return
+    for line in figure_lines(figures):
+        typer.echo(line)
+
+
 @app.command("build-engine")
 def build_engine(
     context: typer.Context,
