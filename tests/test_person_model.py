@@ -184,19 +184,20 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert judged([(0, 0, 40, 100)], []) == ([0], 0)
 
 
-SCORES = np.array([0.6, 0.9, 0.7, 0.8], np.float32)
-VERDICTS = np.array([-1, 1, 1, 0], np.float32)
-"""Ranked: right, wrong, right; one left out. Of three people, so recall 1/3, 1/3, 2/3 and precision 1, 1/2, 2/3."""
+SCORES = np.array([0.55, 0.5, 0.9, 0.7, 0.8], np.float32)
+VERDICTS = np.array([-1, 1, 1, 1, 0], np.float32)
+"""Ranked: right, wrong, right, right; one is left out. Of four people: recall 1/4, 1/4, 2/4, 3/4, precision 1, 1/2, 2/3,
+3/4."""
 
 
 def test_figures_worked_out_by_hand() -> None:
-    score = summarise(SCORES, VERDICTS, people=3)
-    assert score.ap50 == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
-    assert (score.recall, score.precision) == pytest.approx((2 / 3, 2 / 3))
-    assert score.threshold == pytest.approx(0.7)
-    assert score.people == 3
-    fixed = summarise(SCORES, VERDICTS, people=3, threshold=0.75)
-    assert (fixed.recall, fixed.precision, fixed.ap50) == pytest.approx((1 / 3, 1 / 2, score.ap50))
+    score = summarise(SCORES, VERDICTS, people=4)
+    assert score.ap50 == pytest.approx(1 / 4 * 1 + 1 / 4 * 3 / 4 + 1 / 4 * 3 / 4)
+    assert (score.recall, score.precision) == pytest.approx((3 / 4, 3 / 4))
+    assert score.threshold == pytest.approx(0.5)
+    assert score.people == 4
+    fixed = summarise(SCORES, VERDICTS, people=4, threshold=0.75)
+    assert (fixed.recall, fixed.precision, fixed.ap50) == pytest.approx((1 / 4, 1 / 2, score.ap50))
 
 
 def test_figures_when_no_detection_is_left() -> None:
