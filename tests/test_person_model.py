@@ -186,8 +186,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
 
 SCORES = np.array([0.55, 0.5, 0.9, 0.7, 0.8], np.float32)
 VERDICTS = np.array([-1, 1, 1, 1, 0], np.float32)
-"""Ranked: right, wrong, right, right; one is left out. Of four people: recall 1/4, 1/4, 2/4, 3/4, precision 1, 1/2, 2/3,
-3/4."""
+"""Ranked: right, wrong, right, right. Of four people: recall 1/4, 1/4, 2/4, 3/4, precision 1, 1/2, 2/3, 3/4."""
 
 
 def test_figures_worked_out_by_hand() -> None:
