@@ -1,1 +1,1 @@
-"""."""
+"""Operators of our own, one folder each."""

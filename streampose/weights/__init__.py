@@ -1,1 +1,1 @@
-"""."""
+"""The bundled models: a folder each, with manifest, graphs and card."""
