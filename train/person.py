@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from streampose.errors import UsageError
 from streampose.model.network import normalise
 from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.train.loop import Batch
@@ -22,7 +23,7 @@ from streampose.train.person_score import Scene, score_scenes
 from streampose.train.recipe import PersonStage
 
 GREY = 114
-MOST_BOXES = 48
+MOST_BOXES = 96
 LEVEL_RANGES_PX = ((0.0, 80.0), (48.0, 176.0), (112.0, 1e9))
 """Square root of the area of the boxes that each stride answers for; neighbours overlap."""
 CENTRE_RADIUS = 1.5
@@ -34,7 +35,7 @@ Rng = np.random.Generator
 class Mosaics(Dataset[dict[str, Any]]):
     """Endless varied pictures; sample `i` depends on the seed and `i` alone.
 
-    A sample holds `picture` (S, S, 3) uint8 BGR, `boxes` (48, 4) float32 xyxy, `kinds` (48,) int64: 1 person, 2 ignore,
+    A sample holds `picture` (S, S, 3) uint8 BGR, `boxes` (96, 4) float32 xyxy, `kinds` (96,) int64: 1 person, 2 ignore,
     0 nothing.
     """
 
@@ -88,9 +89,8 @@ def _paste(
     local = matrix.copy()
     local[:, 2] -= tile[:2]
     local[:, 2] += local[:, :2] @ [0.5, 0.5] - 0.5
-    flags = cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR
     canvas[tile[1] : tile[3], tile[0] : tile[2]] = cv2.warpAffine(
-        image, local, (int(room[0]), int(room[1])), flags=flags, borderValue=(GREY, GREY, GREY)
+        image, local, (int(room[0]), int(room[1])), flags=cv2.INTER_LINEAR, borderValue=(GREY, GREY, GREY)
     )
     found = []
     for person in scene.people:
@@ -144,7 +144,7 @@ def assign(boxes: Tensor, kinds: Tensor, size: int) -> tuple[Tensor, Tensor]:
         points = cell_centres(size // stride, size // stride, stride, boxes)
         centres.append(points)
         for values, value in ((strides, float(stride)), (lows, low), (highs, high)):
-            values.append(torch.full((len(points),), value))
+            values.append(torch.full((len(points),), value, device=boxes.device))
     points, step = torch.cat(centres), torch.cat(strides)
     low_px, high_px = torch.cat(lows), torch.cat(highs)
     inside = (points[None, :, None] > boxes[:, None, :, :2]).all(-1) & (
@@ -242,7 +242,10 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
         else:
             groups.append((scenes_of(read_stills(data, "train", [name])), share))
     pictures = Mosaics(groups, stage.size, stage.mosaic, stage.loop.seed)
-    return PersonTask(model, pictures, validation_scenes(data)[::3], stage.trunk_lr)
+    val = validation_scenes(data)[::3]
+    if not val:
+        raise UsageError(f"{data} has no validation pictures: sets of over 60 pictures, or one of the validation clips")
+    return PersonTask(model, pictures, val, stage.trunk_lr)
 
 
 def validation_scenes(data: Path) -> list[Scene]:

@@ -58,18 +58,13 @@ def match(boxes: Boxes, scores: Boxes, people: Sequence[Person], min_height_px: 
     void = np.array([p.box for p in people if not _counts(p, min_height_px)], np.float32).reshape(-1, 4)
     verdict = np.zeros(len(boxes), np.float32)
     overlap, in_void = box_iou(boxes, wanted), _share_inside(boxes, void)
-    near_void = box_iou(boxes, void)
     free = np.ones(len(wanted), np.bool_)
     for index in np.argsort(-scores, kind="stable"):
         best = int(np.argmax(overlap[index] * free)) if free.any() else -1
         if best >= 0 and free[best] and overlap[index, best] >= MATCH_IOU:
             free[best] = False
             verdict[index] = 1
-        elif (
-            (in_void[index] >= 0.5).any()
-            or (near_void[index] >= MATCH_IOU).any()
-            or boxes[index, 3] - boxes[index, 1] < min_height_px
-        ):
+        elif (in_void[index] >= 0.5).any() or boxes[index, 3] - boxes[index, 1] < min_height_px:
             verdict[index] = -1
     return verdict, len(wanted)
 

@@ -199,7 +199,10 @@ def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
 
 
 def _val(data: Path) -> list[Subject]:
-    return human_subjects(read_stills(data, "val", ["lspet"]))
+    subjects = human_subjects(read_stills(data, "val", ["lspet"]))
+    if not subjects:
+        raise UsageError(f"{data} has no human-labelled validation people: lspet needs over 60 pictures")
+    return subjects
 
 
 def _ema(checkpoint: Path) -> dict[str, Tensor]:

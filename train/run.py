@@ -53,6 +53,7 @@ def run_recipe(
             log.info("%s is done already", stage.name)
         else:
             log.info("%s: %d steps of %d samples", stage.name, stage.loop.steps, stage.loop.batch_size)
+            torch.manual_seed(stage.loop.seed)
             fit(_task(stage, data, before), stage.loop, folder, resume)
         before = checkpoint
     assert before is not None
