@@ -12,6 +12,8 @@ from streampose.engines.manifest import Manifest
 from streampose.errors import ModelError
 
 STRIDE = 4
+CHUNK = 4
+"""People a run: on a CPU, eight at once cost half as much again a person, since their maps no longer fit its cache."""
 ENCODER, FUSER = "encoder.onnx", "fuser.onnx"
 
 
@@ -50,14 +52,20 @@ class OnnxRuntimeEngine:
             raise ValueError(f"crops are uint8 (P, {height}, {width}, 3), not {crops.dtype} {crops.shape}")
         if not len(crops):
             return np.zeros((0, self._channels, height // STRIDE, width // STRIDE), np.float32)
-        features: NDArray[np.float32] = self._encoder.run(["features"], {"crops": crops})[0]
-        return features
+        parts = [self._encoder.run(["features"], {"crops": crops[part]})[0] for part in _chunks(len(crops))]
+        return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), np.float32)
 
     def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
         if transforms.shape != (*features.shape[:2], 2, 3):
             raise ValueError(f"transforms are {(*features.shape[:2], 2, 3)}, not {transforms.shape}")
         if not len(features):
             return np.zeros((0, self._joints, 3), np.float32)
-        feed = {"features": features, "transforms": transforms}
-        keypoints: NDArray[np.float32] = self._fuser.run(["keypoints"], feed)[0]
-        return keypoints
+        parts = [
+            self._fuser.run(["keypoints"], {"features": features[part], "transforms": transforms[part]})[0]
+            for part in _chunks(len(features))
+        ]
+        return np.concatenate(parts)
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]

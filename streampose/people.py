@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from streampose.errors import ModelError
 from streampose.geometry import box_iou
 
-NMS_IOU = 0.6
+NMS_IOU = 0.45
 _GREY = 114
 _KIND = "person-detector"
 
@@ -68,7 +68,7 @@ class PersonDetector:
 
         Returns:
             boxes (N, 4) float32 xyxy pixels of the picture, inside it, and scores (N,) float32 0..1; best first, after
-            non-maximum suppression at IoU 0.6.
+            non-maximum suppression at IoU 0.45.
         """
         frames, ratio = letterbox(image, self.input_size)
         boxes, scores = self._session.run(["boxes", "scores"], {"frames": frames[None]})
