@@ -90,7 +90,7 @@ def test_perfect_predictions_have_perfect_figures(make_set: MakeSet) -> None:
     figures = run_eval("coco", files["labels"], None, pred=files["pred"])
     assert [figures[name] for name in ("ap", "ap50", "ar", "pck01")] == pytest.approx([1, 1, 1, 1])
     assert (figures["pictures"], figures["people"], figures["joints"]) == (2, 3, 51)
-    assert figures["pck01_interval"] == (1, 1)
+    assert figures["pck01_interval"] == {"low": 1, "high": 1}
     assert set(figures["pck01_by_joint"]) == set(COCO17.joints)
     assert figures["boxes"] == "predictions of pred.json"
 
@@ -110,8 +110,10 @@ def test_pck_counts_joints_within_a_tenth_of_the_longer_side(make_set: MakeSet) 
     assert {name: share for name, share in by_joint.items() if share < 1} == {
         "left_shoulder": pytest.approx(2 / 3),
     }
-    low, high = figures["pck01_interval"]
-    assert (low, high) == (pytest.approx(33 / 34), 1)  # one picture has 33 of 34, the other 17 of 17
+    assert figures["pck01_interval"] == {
+        "low": pytest.approx(33 / 34),
+        "high": 1,
+    }  # one picture has 33 of 34, the other 17 of 17
 
 
 def test_joints_of_missed_people_are_missed_and_unlabelled_ones_do_not_count(make_set: MakeSet) -> None:

@@ -93,6 +93,7 @@ def evaluate_coco(
     else:
         raise UsageError("coco needs a --model or predictions: --pred")
     right, total = count_joints(labels.pictures, found)
+    low, high = bootstrap_interval(right.sum(axis=1), total.sum(axis=1))
     named = zip(COCO17.joints, right.sum(axis=0), total.sum(axis=0), strict=True)
     return {
         "pictures": len(labels.pictures),
@@ -101,7 +102,7 @@ def evaluate_coco(
         "boxes": where,
         **average_precision(labels.pictures, found),
         "pck01": float(right.sum() / total.sum()),
-        "pck01_interval": bootstrap_interval(right.sum(axis=1), total.sum(axis=1)),
+        "pck01_interval": {"low": low, "high": high},
         "pck01_by_joint": {name: float(hits / count) for name, hits, count in named if count},
     }
 
