@@ -11,7 +11,7 @@ SIZE_SLACK = 0.08
 """A crop stays while the person's longer side differs by less than this share."""
 LARGEST_WIDENING = 0.15
 """A crop box grows on each side by at most this share of the person's longer side, for joints that lie outside."""
-_ROOM = (0.08, 0.12, 0.08, 0.05)
+_ROOM = (0.03, 0.12, 0.03, 0.05)
 """What a person's box has around the joints on its left, top, right and bottom: shares of the joints' longer extent."""
 
 

@@ -26,6 +26,9 @@ from streampose.geometry import box_iou
 from streampose.skeleton import COCO17, Skeleton, oks
 from streampose.types import Pose
 
+_POSE_SHARE = 0.7
+"""How far a published box is drawn to the extent of its joints, where the pose is good: it fits better than a box that
+follows the detector calmly."""
 _FEWEST_JOINTS = 5
 """How many joints two poses must share to be called the same."""
 
@@ -179,9 +182,17 @@ class Tracker:
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
-            box = state.box.copy() if pts_s == self._now_s else track.box
+            box = self._fitted(state.box if pts_s == self._now_s else track.box, points)
             poses.append(Pose(state.track_id, box, pose_score(state.score, points), points))
         return tuple(poses)
+
+    def _fitted(self, box: NDArray[np.float32], keypoints: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The box to publish: the track's, which moves calmly, drawn to the extent of its joints where they are sure."""
+        reached = extent(keypoints, self._set.joint_score)
+        if reached is None:
+            return box.copy()
+        share = np.interp(pose_quality(keypoints), [self._set.hopeless_pose, self._set.poor_pose], [0, _POSE_SHARE])
+        return np.asarray(box + share * (reached - box), np.float32)
 
     def _doubtful(self, state: _State) -> bool:
         """Neither the detector nor the pose says that this is a person: followed, and not published."""

@@ -87,9 +87,10 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         fit(task, SETTINGS, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("name", ["lite", "person"])
-def test_bundled_recipes_are_valid(name: str) -> None:
-    recipe = read_recipe(name, [f"{name}.loop.steps=7"] if name == "person" else ["fuser.loop.steps=7"])
+@pytest.mark.parametrize(("name", "last"), [("lite", "fuser"), ("person", "person-more")])
+def test_bundled_recipes_are_valid(name: str, last: str) -> None:
+    recipe = read_recipe(name, [f"{last}.loop.steps=7"])
+    assert recipe.stage[-1].name == last
     assert recipe.stage[-1].loop.steps == 7
 
 
