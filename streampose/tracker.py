@@ -187,7 +187,7 @@ class Tracker:
         return tuple(poses)
 
     def _fitted(self, box: NDArray[np.float32], keypoints: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The box to publish: the track's, which moves calmly, drawn to the extent of its joints where they are sure."""
+        """The box to publish: the calm one of the track, drawn to the extent of its joints where these are sure."""
         reached = extent(keypoints, self._set.joint_score)
         if reached is None:
             return box.copy()

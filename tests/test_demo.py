@@ -1,4 +1,4 @@
-"""The bundled clip, models and pipeline together: all three people are found, stay who they are, and look like people."""
+"""The bundled clip, models and pipeline together: all three people are found and stay who they are."""
 
 from __future__ import annotations
 
