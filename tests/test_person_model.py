@@ -402,14 +402,16 @@ def _write(path: Path, value: Any) -> None:
 def overrides(steps: int) -> list[str]:
     """The bundled recipe at a size for tests. While it warms up, the rates do not depend on the number of steps."""
     small = ("size=64", "clip_every=3", "loop.batch_size=2", "loop.workers=0", "loop.warmup_steps=9")
-    return [f"{stage}.{key}" for stage in ("person-small", "person") for key in (*small, f"loop.steps={steps}")]
+    stages = [stage.name for stage in read_recipe("person").stage]
+    return [f"{stage}.{key}" for stage in stages for key in (*small, f"loop.steps={steps}")]
 
 
 def test_the_recipe_runs_and_goes_on_where_it_stopped(tmp_path: Path, pack: Path) -> None:
     whole = _state(run_recipe("person", pack, tmp_path / "whole", overrides=overrides(2)))
     assert whole["step"] == 2
-    first = [override for override in overrides(2) if not override.startswith("person.loop.steps")]
-    cut = _state(run_recipe("person", pack, tmp_path / "cut", overrides=[*first, "person.loop.steps=1"]))
+    last = read_recipe("person").stage[-1].name
+    shorter = [*overrides(2), f"{last}.loop.steps=1"]
+    cut = _state(run_recipe("person", pack, tmp_path / "cut", overrides=shorter))
     assert cut["step"] == 1
     with pytest.raises(UsageError, match="--resume"):
         run_recipe("person", pack, tmp_path / "cut", overrides=overrides(2))

@@ -106,11 +106,9 @@ def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> l
         images = [image for image in labels["images"] if chosen[image["file_name"]] == split]
         images.sort(key=lambda image: (image["tar"], image["file_name"]))
         for number, group in groupby(images, key=lambda image: int(image["tar"])):
-            with tarfile.open(path.with_name(f"{set_name}_{number:02d}.tar")) as tar:
+            with _open_tar(path.with_name(f"{set_name}_{number:02d}.tar")) as tar:
                 for image in group:
-                    member = tar.extractfile(image["file_name"])
-                    assert member is not None
-                    stills.append(Still(set_name, image["file_name"], member.read(), tuple(people[image["id"]])))
+                    stills.append(Still(set_name, image["file_name"], _member(tar, image), tuple(people[image["id"]])))
     return stills
 
 
@@ -153,6 +151,27 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing; --data needs {LAYOUT}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing; --data needs {LAYOUT}") from error
+    except tarfile.TarError as error:
+        raise UsageError(f"{path} is no tar: {error}") from error
+
+
+def _member(tar: tarfile.TarFile, image: dict[str, Any]) -> bytes:
+    try:
+        file = tar.extractfile(image["file_name"])
+    except KeyError:
+        file = None
+    if file is None:
+        raise UsageError(f"{tar.name} does not hold {image['file_name']}, which its labels name")
+    return file.read()
 
 
 def _person(annotation: dict[str, Any]) -> Person:
