@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def _member(tar: tarfile.TarFile, image: dict[str, Any]) -> bytes:
     except KeyError:
         file = None
     if file is None:
-        raise UsageError(f"{tar.name} does not hold {image['file_name']}, which its labels name")
+        raise UsageError(f"{os.fsdecode(tar.name or '')} does not hold {image['file_name']}, which its labels name")
     return file.read()
 
 
