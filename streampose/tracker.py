@@ -26,6 +26,8 @@ from streampose.geometry import box_iou
 from streampose.skeleton import COCO17, Skeleton, oks
 from streampose.types import Pose
 
+_QUALITY_GAIN = 0.2
+"""How much the quality of one frame's pose counts in its track's: one bad frame makes nobody doubtful."""
 _POSE_SHARE = 0.7
 """How far a published box is drawn to the extent of its joints, where the pose is good: it fits better than a box that
 follows the detector calmly."""
@@ -57,8 +59,8 @@ class TrackerSettings:
     memory_s: float = 1.0
     unseen_s: float = 3.0
     missed_runs: int = 2
-    poor_pose: float = 0.4
-    hopeless_pose: float = 0.15
+    poor_pose: float = 0.65
+    hopeless_pose: float = 0.55
     same_pose: float = 0.7
     joint_score: float = 0.3
 
@@ -83,6 +85,7 @@ class _State:
     keypoints: NDArray[np.float32] | None = None
     pose_s: float = 0.0
     quality: float = 1.0
+    posed: bool = False
     missed: int = 0
     lost_s: float = 0.0
     fresh: bool = True
@@ -256,8 +259,10 @@ class Tracker:
 
     def _follow(self, state: _State, pts_s: float, keypoints: NDArray[np.float32]) -> None:
         """Move a track with its keypoints: by the median way of the joints, so that a waving arm moves nobody."""
-        state.quality = pose_quality(keypoints)
-        if state.quality < self._set.hopeless_pose:
+        quality = pose_quality(keypoints)
+        gain = _QUALITY_GAIN if state.posed else 1.0
+        state.quality, state.posed = state.quality + gain * (quality - state.quality), True
+        if quality < self._set.hopeless_pose:
             return
         expected, dt_s = state.pose_at(pts_s), np.float32(pts_s - state.pose_s)
         if expected is not None and 0 < dt_s <= self._set.memory_s:
