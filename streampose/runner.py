@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from streampose.engines import load_engine
-from streampose.errors import ModelError, UsageError
+from streampose.errors import ModelError, OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
 from streampose.people import PersonDetector
 from streampose.pipeline import Pipeline, Result, Settings
@@ -68,6 +68,23 @@ class RunOptions:
             raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
             check_loopback(self.publish)
+        _check_outputs(self.sources, self.save, self.render)
+
+
+def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | None) -> None:
+    """Refuse outputs that would destroy a source or each other, before anything is opened."""
+    if render is not None and render.suffix.lower() != ".mp4":
+        raise UsageError(f"--render {render}: the video is an MP4, give it a name that ends in .mp4")
+    if save is not None and render is not None and save.resolve() == render.resolve():
+        raise UsageError(f"--save and --render both name {save}; give them two names")
+    for option, path in (("--save", save), ("--render", render)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise OutputError(f"{option} {path}: there is no folder {path.parent}")
+        for source in sources:
+            if path.exists() and Path(source).exists() and path.samefile(source):
+                raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
 
 
 class Watcher(Protocol):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import av
 import pytest
@@ -179,3 +181,28 @@ def test_other_backends_and_endpoints_are_usage_errors():
         RunOptions(("demo",), backend="opencl")
     with pytest.raises(UsageError, match="this machine only"):
         RunOptions(("demo",), publish="tcp://0.0.0.0:5555")
+
+
+@pytest.mark.parametrize("option", ["save", "render"])
+def test_an_output_never_overwrites_a_source(make_video: Callable[..., Path], option: str) -> None:
+    clip = make_video("own.mp4")
+    before = clip.read_bytes()
+    with pytest.raises(UsageError, match="is the source itself"):
+        RunOptions((str(clip),), **{option: clip})
+    assert clip.read_bytes() == before
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two names"):
+        RunOptions(("demo",), save=tmp_path / "a.mp4", render=tmp_path / "a.mp4")
+
+
+def test_a_video_is_an_mp4(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mp4"):
+        RunOptions(("demo",), render=tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("option", ["save", "render"])
+def test_a_missing_folder_is_named_before_anything_is_written(tmp_path: Path, option: str) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        RunOptions(("demo",), **{option: tmp_path / "nowhere" / "a.mp4"})
