@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from streampose.engines.export import export_onnx
-from streampose.engines.manifest import FILE_NAME, SCHEMA, Manifest, sha256
+from streampose.engines.manifest import FILE_NAME, GRAPHS, SCHEMA, Manifest, sha256
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.geometry import between_crops, crop_affine, cut
@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 """Largest difference to torch that a bundle may have, as a share of the standard deviation of what is compared."""
 PIXEL_TOLERANCE = 0.05
 """Largest difference of a keypoint or box in input pixels."""
-DETECTOR = "detector.onnx"
+(DETECTOR,) = GRAPHS["person-detector"]
 PERSON_SIZE = (384, 384)
 
 
@@ -55,13 +55,15 @@ def build_from_checkpoint(
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
-        if any(name.startswith("fuser.") for name in weights):
+        if any(str(name).startswith("fuser.") for name in weights):
             network = load(checkpoint)
             return build_bundle(network, out, out.name)
         detector = PersonNetwork()
         detector.load_state_dict(weights)
     except FileNotFoundError as error:
         raise ModelError(f"{checkpoint} is missing; train one with: streampose train lite") from error
+    except OSError as error:
+        raise ModelError(f"{checkpoint} cannot be read: {error.strerror}; give a recipe's checkpoint.pt") from error
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise ModelError(f"{checkpoint} is no checkpoint of a whole pose network or of a person detector") from error
     return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)

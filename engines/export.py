@@ -63,17 +63,15 @@ def export_onnx(
     outputs: Sequence[str],
     path: Path,
     metadata: dict[str, str],
-    dynamic_batch: bool = True,
 ) -> None:
-    """Write one graph as one file.
+    """Write one graph as one file; the first axis of every input may be of any size from 1 on.
 
     Args:
         module: in evaluation mode.
-        inputs: example tensors by name, with a batch of two where the batch is dynamic.
+        inputs: example tensors by name, with a batch of two or more.
         outputs: names of the outputs.
         path: of the file.
         metadata: `metadata_props` of the file.
-        dynamic_batch: whether the first axis of every input may be of any size from 1 on.
     """
     batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet():
@@ -84,7 +82,7 @@ def export_onnx(
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=tuple(batch for _ in inputs) if dynamic_batch else None,
+            dynamic_shapes=tuple(batch for _ in inputs),
             custom_translation_table=translations(),
             verbose=False,
         )

@@ -13,6 +13,8 @@ from streampose.errors import ModelError
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+GRAPHS = {"pose": ("encoder.onnx", "fuser.onnx"), "person-detector": ("detector.onnx",)}
+"""The graphs that each kind of bundle consists of."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,19 +50,32 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offsets: tuple[int, ...] = ()
     score_threshold: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts contradict each other."""
+        missing = [name for name in GRAPHS[self.kind] if name not in self.files]
+        if missing:
+            raise ValueError(f"a {self.kind} bundle lists {' and '.join(missing)} under files")
+        if min(self.input_size) < 32 or any(side % 32 for side in self.input_size):
+            raise ValueError(f"input_size is {self.input_size}, its sides are multiples of 32")
+        if self.kind == "pose" and (not self.offsets or 0 in self.offsets):
+            raise ValueError(f"offsets are {self.offsets}, expected supporting frames other than the key frame")
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold is {self.score_threshold}, expected 0..1")
+
 
 def locate_bundle(name: str | Path) -> Path:
     """The folder of a bundled model's name, or the given folder.
 
+    A bundled name means the bundled model, whatever lies in the working directory; "./lite" is a folder there.
+
     Raises:
         ModelError: there is no such folder.
     """
+    if str(name) in bundled_names():
+        return Path(str(resources.files("streampose.weights") / str(name)))
     path = Path(name)
     if path.is_dir():
         return path
-    weights = Path(str(resources.files("streampose.weights")))
-    if len(path.parts) == 1 and (weights / path / FILE_NAME).is_file():
-        return weights / path
     raise ModelError(
         f"no model {str(name)!r}; bundled ones are: {', '.join(bundled_names())}; or give a bundle's folder"
     )

@@ -8,13 +8,14 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from streampose.engines.manifest import Manifest
+from streampose.engines.manifest import GRAPHS, Manifest
 from streampose.errors import ModelError
 
 STRIDE = 4
 CHUNK = 4
 """People a run: on a CPU, eight at once cost half as much again a person, since their maps no longer fit its cache."""
-ENCODER, FUSER = "encoder.onnx", "fuser.onnx"
+ENCODER, FUSER = GRAPHS["pose"]
+NAMES = [["crops", "features"], ["features", "transforms", "keypoints"]]
 
 
 def open_session(file: Path, threads: int) -> ort.InferenceSession:
@@ -40,11 +41,15 @@ class OnnxRuntimeEngine:
         self.manifest = manifest
         self._encoder = open_session(folder / ENCODER, threads)
         self._fuser = open_session(folder / FUSER, threads)
-        try:
-            self._channels = int(self._encoder.get_outputs()[0].shape[1])
-            self._joints = int(self._fuser.get_outputs()[0].shape[1])
-        except (IndexError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder}: {ENCODER} and {FUSER} are no encoder and fuser of streampose") from error
+        sessions = (self._encoder, self._fuser)
+        names = [[node.name for node in (*session.get_inputs(), *session.get_outputs())] for session in sessions]
+        if names != NAMES:
+            raise ModelError(f"{folder}: {ENCODER} and {FUSER} are no encoder and fuser of streampose")
+        taken = tuple(self._encoder.get_inputs()[0].shape[1:])
+        if taken != (*manifest.input_size, 3):
+            raise ModelError(f"{folder}: {ENCODER} takes crops of {taken}, the manifest says {manifest.input_size}")
+        self._channels = int(self._encoder.get_outputs()[0].shape[1])
+        self._joints = int(self._fuser.get_outputs()[0].shape[1])
 
     def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         height, width = self.manifest.input_size

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the [train] extra")
-onnx = pytest.importorskip("onnx", reason="needs the [train] extra")
+pytest.importorskip("onnxscript", reason="needs the [train] extra")
 
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from streampose.engines.export import export_onnx
 from streampose.plugins.deform_conv import deform_conv2d
 
 KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 2)
-GRID = list(itertools.product((1, 5), ((1, 1), (2, 1), (1, 3), (2, 4)), (True, False), (True, False)))
+GRID = list(itertools.product((1, 5, 33), ((1, 1), (2, 1), (1, 3), (2, 4)), (True, False), (True, False)))
 
 
 def tensors(
@@ -29,7 +31,7 @@ def tensors(
     size: tuple[int, int] = (9, 7),
     channels: int = 12,
 ) -> dict[str, Tensor]:
-    """Inputs whose offsets often leave the map; the map is not contiguous."""
+    """Inputs whose offsets often leave the map; map and offsets are not contiguous."""
     generator = torch.Generator().manual_seed(batch * 100 + groups * 10 + offset_groups)
     outputs, (height, width) = 8, size
     out_h = (height + 2 * PADDING[0] - DILATION[0] * (KERNEL[0] - 1) - 1) // STRIDE[0] + 1
@@ -41,7 +43,7 @@ def tensors(
 
     return {
         "x": normal(batch, height, width, channels).permute(0, 3, 1, 2),
-        "offset": spread * normal(batch, 2 * taps, out_h, out_w),
+        "offset": spread * normal(batch, out_h, out_w, 2 * taps).permute(0, 3, 1, 2),
         "mask": normal(batch, taps, out_h, out_w),
         "weight": normal(outputs, channels // groups, *KERNEL),
         "bias": normal(outputs),
@@ -117,12 +119,52 @@ def test_an_empty_batch_gives_an_empty_batch() -> None:
     assert found.shape == (0, 8, 5, 9)
 
 
-@pytest.mark.parametrize(("name", "message"), [("offset", "offset is"), ("mask", "mask is"), ("weight", "channels")])
-def test_shapes_that_do_not_fit_are_named(name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "axis", "message"),
+    [
+        ("offset", 1, "offset is"),
+        ("offset", 0, "offset is"),
+        ("mask", 1, "mask is"),
+        ("mask", 0, "mask is"),
+        ("weight", 1, "channels"),
+        ("bias", 0, "bias is"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(name: str, axis: int, message: str) -> None:
     given = tensors(2, 1, 1)
-    given[name] = given[name][:, :-1]
+    given[name] = given[name].narrow(axis, 0, 1)
     with pytest.raises(ValueError, match=message):
-        deform_conv2d(given["x"], given["offset"], given["mask"], given["weight"], None, STRIDE, PADDING, DILATION)
+        deform_conv2d(
+            given["x"], given["offset"], given["mask"], given["weight"], given["bias"], STRIDE, PADDING, DILATION
+        )
+
+
+class Convolution(torch.nn.Module):
+    """One deformable convolution whose every number differs from the network's."""
+
+    def __init__(self, given: dict[str, Tensor], groups: tuple[int, int], with_bias: bool) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight = torch.nn.Parameter(given["weight"])
+        self.bias = torch.nn.Parameter(given["bias"]) if with_bias else None
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        return deform_conv2d(x, offset, mask, self.weight, self.bias, STRIDE, PADDING, DILATION, *self.groups)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@torch.inference_mode()
+def test_it_exports_with_whatever_numbers(whole: bool, tmp_path: Path) -> None:
+    groups = (2, 3)
+    names = ("x", "offset", "mask")[: 3 if whole else 2]
+    given, other = tensors(2, *groups), tensors(5, *groups)
+    module = Convolution(given, groups, with_bias=whole)
+    path = tmp_path / "one.onnx"
+    export_onnx(module, {name: given[name].contiguous() for name in names}, ["y"], path, {})
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(["y"], {name: other[name].contiguous().numpy() for name in names})[0]
+    wanted = module(*(other[name] for name in names)).numpy()
+    assert np.abs(found - wanted).max() < 1e-4 * wanted.std()
 
 
 def test_the_operator_is_well_formed() -> None:

@@ -13,14 +13,16 @@ pytest.importorskip("onnxscript", reason="needs the [train] extra")
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streampose.engines import load_engine
-from streampose.engines.build import build_bundle
-from streampose.errors import ModelError, UsageError
+from streampose.engines import build, load_engine, read_manifest
+from streampose.engines.build import build_bundle, build_from_checkpoint
+from streampose.errors import ModelError, OutputError, UsageError
 from streampose.geometry import between_crops
 from streampose.model import FamiPose, fami_pose, normalise
 from streampose.model.align import cell_grid, sampling_offsets, warp
 from streampose.model.mobile import folded
 from streampose.model.network import CropEncoder, KeypointFuser
+from streampose.model.person import PersonNetwork
+from streampose.people import PersonDetector
 
 SIZE = (32, 64)
 
@@ -177,7 +179,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("people", [1, 3])
+@pytest.mark.parametrize("people", [1, 3, 6])
 @torch.inference_mode()
 def test_onnx_runtime_equals_torch(bundle: Path, people: int) -> None:
     network, engine = randomised(), load_engine(bundle)
@@ -192,13 +194,6 @@ def test_onnx_runtime_equals_torch(bundle: Path, people: int) -> None:
     found = engine.fuse(window, transforms)
     keypoints = KeypointFuser(network)(torch.from_numpy(window), torch.from_numpy(transforms)).numpy()
     assert np.abs(found - keypoints).max(axis=(0, 1)) == pytest.approx(0, abs=1e-3 * float(keypoints[..., 0].std()))
-
-
-def test_nobody_is_no_work(bundle: Path) -> None:
-    engine = load_engine(bundle)
-    assert engine.encode(np.zeros((0, *SIZE, 3), np.uint8)).shape == (0, 32, 8, 16)
-    features = np.zeros((0, 5, 32, 8, 16), np.float32)
-    assert engine.fuse(features, np.zeros((0, 5, 2, 3), np.float32)).shape == (0, 17, 3)
 
 
 def test_deformable_convolution_is_the_standard_node_and_files_name_no_machine(bundle: Path) -> None:
@@ -231,23 +226,64 @@ def test_a_network_that_onnx_runtime_gets_wrong_is_not_written(tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def person_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"ema": PersonNetwork().state_dict()}, file)
+    return file
+
+
+def test_a_detector_is_built_from_its_checkpoint(person_checkpoint: Path, tmp_path: Path) -> None:
+    manifest = build_from_checkpoint(person_checkpoint, tmp_path / "mine", score_threshold=0.35)
+    assert (manifest.kind, manifest.name, manifest.score_threshold) == ("person-detector", "mine", 0.35)
+    assert read_manifest(tmp_path / "mine") == manifest
+    detector = PersonDetector(tmp_path / "mine")
+    assert (detector.threshold, detector.input_size) == (0.35, manifest.input_size)
+    with pytest.raises(ModelError, match="give it as --detector"):
+        load_engine(tmp_path / "mine")
+
+
+def test_a_checkpoint_of_the_pose_network_becomes_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"ema": randomised().state_dict()}, tmp_path / "checkpoint.pt")
+    built: list[tuple[bool, Path, str]] = []
+    monkeypatch.setattr(build, "build_bundle", lambda network, *rest: built.append((network.training, *rest)))
+    build_from_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "mine")
+    assert built == [(False, tmp_path / "mine", "mine")]
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("content", "message"),
     [
-        (lambda folder: (folder / "fuser.onnx").unlink(), "fuser.onnx is missing"),
-        (lambda folder: (folder / "encoder.onnx").write_bytes(b"nonsense"), "sha256 differs"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
-        (lambda folder: (folder / "manifest.json").write_text('{"schema": 99}'), "schema 99"),
-        (lambda folder: (folder / "manifest.json").unlink(), "no engine bundle"),
+        (None, "is missing; train one"),
+        ("folder", "cannot be read"),
+        (b"", "is no checkpoint"),
+        (b"nonsense", "is no checkpoint"),
+        ({"ema": {"encoder.head.weight": torch.zeros(1)}}, "is no checkpoint"),
+        ({"ema": torch.zeros(3)}, "is no checkpoint"),
+        ({"model": {}}, "is no checkpoint"),
+        ([1], "is no checkpoint"),
     ],
 )
-def test_a_damaged_bundle_is_refused_in_one_line(bundle: Path, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in bundle.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    damage(folder)
+def test_what_is_no_checkpoint_is_refused_in_one_line(content: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    if content == "folder":
+        file.mkdir()
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
     with pytest.raises(ModelError, match=message) as caught:
-        load_engine(folder)
-    assert "build-engine" in str(caught.value)
+        build_from_checkpoint(file, tmp_path / "out")
+    assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_built_is_refused(person_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'tensorrt' cannot be built by this version"):
+        build_from_checkpoint(person_checkpoint, tmp_path / "out", "tensorrt")
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        build_from_checkpoint(person_checkpoint, tmp_path / "out", score_threshold=1.5)
+    with pytest.raises(OutputError, match="cannot write"):
+        build_from_checkpoint(person_checkpoint, person_checkpoint / "out")

@@ -36,7 +36,7 @@ def deform_conv2d(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    _check(x, offset, mask, weight, stride, padding, dilation, groups, offset_groups)
+    _check(x, offset, mask, weight, bias, stride, padding, dilation, groups, offset_groups)
     if torch.compiler.is_exporting():
         geometry = (list(stride), list(padding), list(dilation), groups, offset_groups)
         exported: Tensor = torch.ops.streampose.deform_conv2d(x, offset, mask, weight, bias, *geometry)
@@ -71,6 +71,7 @@ def _check(
     offset: Tensor,
     mask: Tensor | None,
     weight: Tensor,
+    bias: Tensor | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -78,7 +79,7 @@ def _check(
     offset_groups: int,
 ) -> None:
     outputs, per_group, kernel_h, kernel_w = weight.shape
-    channels = x.shape[1]
+    batch, channels = x.shape[:2]
     if channels != per_group * groups or outputs % groups or channels % offset_groups:
         raise ValueError(
             f"{channels} channels, weight {tuple(weight.shape)}, {groups} groups and {offset_groups} offset groups "
@@ -90,7 +91,9 @@ def _check(
         for axis in (0, 1)
     )
     samples = offset_groups * kernel_h * kernel_w
-    if tuple(offset.shape[1:]) != (2 * samples, *size):
-        raise ValueError(f"offset is {tuple(offset.shape)}, expected (B, {2 * samples}, {size[0]}, {size[1]})")
-    if mask is not None and tuple(mask.shape[1:]) != (samples, *size):
-        raise ValueError(f"mask is {tuple(mask.shape)}, expected (B, {samples}, {size[0]}, {size[1]})")
+    if tuple(offset.shape) != (batch, 2 * samples, *size):
+        raise ValueError(f"offset is {tuple(offset.shape)}, expected {(batch, 2 * samples, *size)}")
+    if mask is not None and tuple(mask.shape) != (batch, samples, *size):
+        raise ValueError(f"mask is {tuple(mask.shape)}, expected {(batch, samples, *size)}")
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise ValueError(f"bias is {tuple(bias.shape)}, expected {(outputs,)}")

@@ -26,7 +26,7 @@ def deform_conv2d_reference(
     outputs, _, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w
     out_h, out_w = offset.shape[2:]
-    shifts = offset.view(batch * offset_groups, taps, 2, out_h, out_w)
+    shifts = offset.reshape(batch * offset_groups, taps, 2, out_h, out_w)
     tap = torch.arange(taps, device=x.device)
     rows = torch.arange(out_h, device=x.device) * stride[0] - padding[0]
     columns = torch.arange(out_w, device=x.device) * stride[1] - padding[1]

@@ -1,0 +1,106 @@
+"""The bundled pose engine on ONNX Runtime. Needs no torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from streampose.engines import Engine, load_engine, locate_bundle, read_manifest
+from streampose.engines.manifest import FILE_NAME, bundled_names, sha256
+from streampose.engines.onnxruntime import CHUNK
+from streampose.errors import ModelError
+
+if not bundled_names():
+    pytest.skip("the bundled models are not built yet", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Engine:
+    return load_engine("lite")
+
+
+def crops_of(engine: Engine, count: int) -> NDArray[np.uint8]:
+    """Coarse random pictures: (count, H, W, 3)."""
+    height, width = engine.manifest.input_size
+    coarse = np.random.default_rng(0).integers(0, 256, (count, height // 32, width // 32, 3), dtype=np.uint8)
+    return coarse.repeat(32, axis=1).repeat(32, axis=2)
+
+
+def test_people_do_not_depend_on_whom_they_are_run_with(lite: Engine) -> None:
+    frames, people = 1 + len(lite.manifest.offsets), CHUNK + 2
+    crops = crops_of(lite, people * frames)
+    features = lite.encode(crops)
+    height, width = lite.manifest.input_size
+    assert (features.dtype, features.shape[2:]) == (np.float32, (height // 4, width // 4))
+    one = lite.encode(crops[-1:])
+    assert np.abs(one - features[-1:]).max() <= 1e-3 * features.std()
+    window = features.reshape(people, frames, *features.shape[1:])
+    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (people, frames, 1, 1))
+    transforms[:, 1:, 0, 2] = np.arange(people)[:, None]
+    keypoints = lite.fuse(window, transforms)
+    assert (keypoints.dtype, keypoints.shape) == (np.float32, (people, 17, 3))
+    assert (keypoints[..., :2] >= 0).all()
+    assert (keypoints[..., :2] <= [width, height]).all()
+    assert (keypoints[..., 2] > 0).all()
+    assert (keypoints[..., 2] <= 1).all()
+    for person in range(people):
+        alone = lite.fuse(window[person : person + 1], transforms[person : person + 1])[0]
+        assert np.abs(alone[:, 2] - keypoints[person, :, 2]).max() < 1e-3
+
+
+def test_nobody_is_no_work(lite: Engine) -> None:
+    frames = 1 + len(lite.manifest.offsets)
+    features = lite.encode(crops_of(lite, 1)[:0])
+    assert features.shape == (0, *lite.encode(crops_of(lite, 1)).shape[1:])
+    windows = np.zeros((0, frames, *features.shape[1:]), np.float32)
+    assert lite.fuse(windows, np.zeros((0, frames, 2, 3), np.float32)).shape == (0, 17, 3)
+
+
+def test_wrong_arrays_are_named(lite: Engine) -> None:
+    crops = crops_of(lite, 1)
+    with pytest.raises(ValueError, match="crops are uint8"):
+        lite.encode(crops.astype(np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="crops are uint8"):
+        lite.encode(crops[:, :-1])
+    with pytest.raises(ValueError, match="transforms are"):
+        lite.fuse(np.zeros((2, 5, 32, 64, 48), np.float32), np.zeros((2, 4, 2, 3), np.float32))
+
+
+def swap(folder: Path) -> None:
+    (folder / "encoder.onnx").rename(folder / "other")
+    (folder / "fuser.onnx").rename(folder / "encoder.onnx")
+    (folder / "other").rename(folder / "fuser.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "message"),
+    [
+        (lambda folder: (folder / "fuser.onnx").write_bytes(b"nonsense"), {}, "cannot be loaded by ONNX Runtime"),
+        (swap, {}, "are no encoder and fuser"),
+        (lambda _: None, {"input_size": (128, 96)}, "the manifest says"),
+        (lambda _: None, {"target": "tensorrt"}, "is built for tensorrt, which cannot run here"),
+    ],
+)
+def test_a_bundle_that_cannot_run_is_refused_in_one_line(change, fields, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The digests fit, so that only what is inside is wrong."""
+    folder = tmp_path / "copy"
+    shutil.copytree(locate_bundle("lite"), folder)
+    change(folder)
+    before = msgspec.json.decode((folder / FILE_NAME).read_bytes())
+    files = {name: sha256(folder / name) for name in before["files"]}
+    (folder / FILE_NAME).write_bytes(msgspec.json.encode(before | fields | {"files": files}))
+    with pytest.raises(ModelError, match=message) as caught:
+        load_engine(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_bundled_model_passed_the_gate(name: str) -> None:
+    parity = read_manifest(locate_bundle(name)).parity
+    assert parity
+    assert all(0 <= value <= (0.05 if figure.endswith("_px") else 1e-3) for figure, value in parity.items())
