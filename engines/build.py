@@ -64,7 +64,7 @@ def build_from_checkpoint(
         raise ModelError(f"{checkpoint} is missing; train one with: streampose train lite") from error
     except OSError as error:
         raise ModelError(f"{checkpoint} cannot be read: {error.strerror}; give a recipe's checkpoint.pt") from error
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, AttributeError, EOFError) as error:
         raise ModelError(f"{checkpoint} is no checkpoint of a whole pose network or of a person detector") from error
     return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
 

@@ -103,7 +103,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest)
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is no engine bundle: it has no {FILE_NAME}; {rebuild}") from error
-    except msgspec.DecodeError as error:
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; {rebuild}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}; {rebuild}") from error
     for name, expected in manifest.files.items():
         file = folder / name

@@ -48,6 +48,10 @@ class OnnxRuntimeEngine:
         taken = tuple(self._encoder.get_inputs()[0].shape[1:])
         if taken != (*manifest.input_size, 3):
             raise ModelError(f"{folder}: {ENCODER} takes crops of {taken}, the manifest says {manifest.input_size}")
+        windows = tuple(self._fuser.get_inputs()[0].shape[1:])
+        expected = (1 + len(manifest.offsets), *self._encoder.get_outputs()[0].shape[1:])
+        if windows != expected:
+            raise ModelError(f"{folder}: {FUSER} takes windows of {windows}, {ENCODER} and the offsets make {expected}")
         self._channels = int(self._encoder.get_outputs()[0].shape[1])
         self._joints = int(self._fuser.get_outputs()[0].shape[1])
 

@@ -83,6 +83,7 @@ def swap(folder: Path) -> None:
         (lambda folder: (folder / "fuser.onnx").write_bytes(b"nonsense"), {}, "cannot be loaded by ONNX Runtime"),
         (swap, {}, "are no encoder and fuser"),
         (lambda _: None, {"input_size": (128, 96)}, "the manifest says"),
+        (lambda _: None, {"offsets": [-1]}, "takes windows of"),
         (lambda _: None, {"target": "tensorrt"}, "is built for tensorrt, which cannot run here"),
     ],
 )

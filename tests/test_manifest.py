@@ -73,6 +73,11 @@ def test_a_manifest_that_cannot_be_is_refused(make_bundle: MakeBundle, changes: 
     refuse(make_bundle(**changes), message)
 
 
+def put_a_folder(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -81,7 +86,10 @@ def test_a_manifest_that_cannot_be_is_refused(make_bundle: MakeBundle, changes: 
         (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("[1]"), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b'{"schema": 1, "name": "\xff"}'), "is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b'{"schema": ' + b"[" * 10_000), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b""), "is damaged"),
+        (put_a_folder, "cannot be read"),
         (lambda folder: (folder / "manifest.json").unlink(), "no engine bundle"),
     ],
 )

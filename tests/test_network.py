@@ -193,7 +193,7 @@ def test_onnx_runtime_equals_torch(bundle: Path, people: int) -> None:
     window = features.reshape(people, 5, *features.shape[1:])
     found = engine.fuse(window, transforms)
     keypoints = KeypointFuser(network)(torch.from_numpy(window), torch.from_numpy(transforms)).numpy()
-    assert np.abs(found - keypoints).max(axis=(0, 1)) == pytest.approx(0, abs=1e-3 * float(keypoints[..., 0].std()))
+    assert (np.abs(found - keypoints).max(axis=(0, 1)) <= 1e-3 * keypoints.std(axis=(0, 1))).all()
 
 
 def test_deformable_convolution_is_the_standard_node_and_files_name_no_machine(bundle: Path) -> None:
@@ -261,6 +261,8 @@ def test_a_checkpoint_of_the_pose_network_becomes_a_bundle(tmp_path: Path, monke
         (b"nonsense", "is no checkpoint"),
         ({"ema": {"encoder.head.weight": torch.zeros(1)}}, "is no checkpoint"),
         ({"ema": torch.zeros(3)}, "is no checkpoint"),
+        ({"ema": {1: 2}}, "is no checkpoint"),
+        (torch.zeros(3), "is no checkpoint"),
         ({"model": {}}, "is no checkpoint"),
         ([1], "is no checkpoint"),
     ],
