@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from streampose.engines.manifest import GRAPHS, bundled_names, locate_bundle, read_manifest
 from streampose.errors import ModelError
 from streampose.geometry import box_iou
 
@@ -118,14 +118,21 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float
 
 
 def locate_detector(path: str | Path) -> Path:
-    """The ONNX file of a detector's name, folder or path; raises ModelError where there is none."""
+    """The ONNX file of a detector's name, bundle or path; a bundle's files are those that its manifest describes.
+
+    Raises:
+        ModelError: there is none, or the bundle is damaged.
+    """
     file = Path(path)
-    if file.is_dir():
-        file = file / "detector.onnx"
-    elif not file.suffix and len(file.parts) == 1:
-        file = Path(str(resources.files("streampose.weights") / file.name / "detector.onnx"))
-        if not file.is_file():
-            raise ModelError(f"no bundled person detector is called {str(path)!r}; give an .onnx file or person")
+    bundled = str(path) in bundled_names()
+    if bundled or file.is_dir():
+        folder = locate_bundle(path)
+        manifest = read_manifest(folder)
+        if manifest.kind != _KIND:
+            raise ModelError(f"{folder} is a {manifest.kind} model, not a person detector; give it as --model")
+        return folder / GRAPHS[_KIND][0]
+    if not file.suffix and len(file.parts) == 1:
+        raise ModelError(f"no bundled person detector is called {str(path)!r}; give an .onnx file or person")
     if not file.is_file():
         raise ModelError(f"{file}: no such person detector")
     return file

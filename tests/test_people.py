@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from streampose.errors import ModelError
-from streampose.people import PersonDetector, letterbox, suppress
+from streampose.people import PersonDetector, letterbox, locate_detector, suppress
 
 onnx = pytest.importorskip("onnx", reason="builds little models; the [train] extra has onnx")
 from onnx import TensorProto, helper
@@ -87,9 +88,30 @@ def test_nobody_is_an_empty_answer(make_model) -> None:
     assert scores.shape == (0,)
 
 
-def test_a_folder_is_a_bundle(make_model) -> None:
-    path = make_model([[1, 1, 9, 9]], [0.9])
-    assert PersonDetector(path.parent).name == path.parent.name
+def test_a_bundle_without_its_manifest_is_refused(make_model) -> None:
+    with pytest.raises(ModelError, match="no engine bundle"):
+        PersonDetector(make_model([[1, 1, 9, 9]], [0.9]).parent)
+
+
+def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(locate_detector("person").parent, folder)
+    assert PersonDetector(folder).name == "copy"
+    with (folder / "detector.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError, match="sha256 differs"):
+        PersonDetector(folder)
+
+
+def test_the_bundled_name_means_the_bundled_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "person").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate_detector("person").is_file()
+
+
+def test_a_pose_model_is_no_detector() -> None:
+    with pytest.raises(ModelError, match="give it as --model"):
+        PersonDetector("lite")
 
 
 @pytest.mark.parametrize(
