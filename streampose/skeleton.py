@@ -47,7 +47,45 @@ COCO17 = Skeleton(
     ),
 )  # fmt: skip
 
-SKELETONS = {COCO17.name: COCO17}
+POSETRACK = Skeleton(
+    name="posetrack",
+    joints=(
+        "nose", "head_bottom", "head_top", "left_ear", "right_ear",
+        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+        "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+    ),
+    edges=(
+        (2, 0), (0, 1), (1, 5), (1, 6), (5, 7), (7, 9), (6, 8), (8, 10),
+        (5, 11), (6, 12), (11, 12),
+        (11, 13), (13, 15), (12, 14), (14, 16),
+    ),
+    mirror=(0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+    sigmas=(
+        0.026, 0.079, 0.079, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
+        0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+    ),
+)  # fmt: skip
+"""PoseTrack18's 17 places, of which the ears are never labelled; head_bottom is the neck of PoseTrack17. COCO has no
+falloff for the two ends of the head: they take the shoulders'."""
+
+JHMDB = Skeleton(
+    name="jhmdb",
+    joints=(
+        "neck", "belly", "face", "right_shoulder", "left_shoulder", "right_hip", "left_hip", "right_elbow",
+        "left_elbow", "right_knee", "left_knee", "right_wrist", "left_wrist", "right_ankle", "left_ankle",
+    ),
+    edges=(
+        (2, 0), (0, 1), (0, 3), (0, 4), (3, 7), (7, 11), (4, 8), (8, 12),
+        (1, 5), (1, 6), (5, 9), (9, 13), (6, 10), (10, 14),
+    ),
+    mirror=(0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13),
+    sigmas=(
+        0.079, 0.107, 0.026, 0.079, 0.079, 0.107, 0.107, 0.072, 0.072, 0.087, 0.087, 0.062, 0.062, 0.089, 0.089,
+    ),
+)  # fmt: skip
+"""J-HMDB's 15 joints in the order of its files. Falloffs are COCO's where it has the joint, else of the nearest one."""
+
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, POSETRACK, JHMDB)}
 
 
 def oks(
