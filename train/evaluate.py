@@ -7,8 +7,8 @@ from typing import Any
 
 from streampose.errors import UsageError
 
-DATASETS = ("coco", "person", "pack")
-NOT_YET = ("posetrack", "jhmdb")
+DATASETS = ("posetrack", "coco", "person", "pack")
+NOT_YET = ("jhmdb",)
 
 
 def run_eval(
@@ -52,6 +52,8 @@ def run_eval(
         raise UsageError("--boxes goes with --dataset coco and a --model only")
     if min_height_px and dataset != "person":
         raise UsageError("--min-height goes with --dataset person only")
+    if dataset == "posetrack":
+        return _posetrack(gt, model, images, pred)
     if dataset == "pack":
         return _pack(gt, model, detector, images, pred)
 
@@ -62,6 +64,15 @@ def run_eval(
     if model is not None and model.endswith(".pt"):
         raise UsageError(f"coco runs bundles; make one: streampose build-engine --checkpoint {model} --out BUNDLE")
     return evaluate_coco(gt, images, model, pred, boxes, detector)
+
+
+def _posetrack(gt: Path, model: str | None, images: Path | None, pred: Path | None) -> dict[str, Any]:
+    if pred is None:
+        raise UsageError("posetrack needs predictions: --pred")
+
+    from streampose.train.posetrack_eval import evaluate_predictions
+
+    return evaluate_predictions(gt, pred)
 
 
 def _pack(gt: Path, model: str | None, detector: str, images: Path | None, pred: Path | None) -> dict[str, Any]:

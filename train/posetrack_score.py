@@ -12,10 +12,13 @@ Estimation and Tracking", CVPR 2018, section 4), also where nobody would guess t
 - MOT matches joint by joint, apart from the poses' owners, leaves out the last frame of each sequence, and counts one
   miss and one false positive a joint in frames where nobody is left on one of the sides.
 - MOTP divides by the matches, but sums what `ClearMot.distance` does.
+
+Without track ids there is no MOT, and its figures are nan.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +29,8 @@ from numpy.typing import NDArray
 from streampose.errors import UsageError
 from streampose.train.mot import ClearMot
 from streampose.train.posetrack_labels import NUMBERED, PLACES, PosetrackFrame, PosetrackPerson, PosetrackSequence
+
+log = logging.getLogger(__name__)
 
 REACH = 0.5
 HEAD_SHARE = 0.6
@@ -104,13 +109,13 @@ def score_posetrack(truth: Sequence[PosetrackSequence], found: Sequence[Posetrac
         found: of each of them, in the same order, the predictions.
 
     Raises:
-        UsageError: the frames of two files do not belong together, two predictions of a frame have the same track id,
-            or a labelled person has no head box.
+        UsageError: the frames of two files do not belong together, or a labelled person has no head box.
     """
     sequences = [list(_compared(*pair)) for pair in zip(truth, found, strict=True)]
     frames = [frame for sequence in sequences for frame in sequence]
     poses = [_precision(frames, joint) for joint in range(len(EVALUATED))]
     if any(None in (*frame.truth.tracks, *frame.found.tracks) for frame in frames):
+        log.warning("some people have no track_id: no MOT figures")
         tracks = [(np.nan, np.nan, np.nan, np.nan)] * len(EVALUATED)
     else:
         tracks = [_tracking(sequences, joint) for joint in range(len(EVALUATED))]
@@ -137,15 +142,19 @@ def _compared(truth: PosetrackSequence, found: PosetrackSequence) -> Iterator[_C
     names = [[frame.file_name.rpartition("/")[2] for frame in sequence.frames] for sequence in (truth, found)]
     if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
         raise UsageError(f"{found.path} has its frames in another order than {truth.path}; sort its images alike")
+    if any(_repeats(frame) for frame in found.frames):
+        log.warning("%s has frames with a track_id twice; PoseTrack's server refuses such files", found.path)
     for known, guessed in zip(truth.frames, found.frames, strict=True):
-        ids = [person.track_id for person in guessed.people if person.track_id is not None]
-        if len(set(ids)) < len(ids):
-            raise UsageError(f"{found.path}: two people of {guessed.file_name} have the same track_id")
         if known.people:
             sides = _people(known, known), _people(guessed, known)
             if len(sides[1].known) and np.isnan(sides[0].heads).any():
                 raise UsageError(f"{truth.path}: a person of {known.file_name} has no head box")
             yield _compare(*sides)
+
+
+def _repeats(frame: PosetrackFrame) -> bool:
+    ids = [person.track_id for person in frame.people if person.track_id is not None]
+    return len(set(ids)) < len(ids)
 
 
 def _people(frame: PosetrackFrame, truth: PosetrackFrame) -> _People:
