@@ -172,39 +172,94 @@ def evaluate(
     context: typer.Context,
     dataset: Annotated[
         str,
-        typer.Option(metavar="coco|person|pack", help="COCO keypoints, COCO boxes, or the pack's validation splits."),
+        typer.Option(
+            metavar="posetrack|jhmdb|coco|person|pack",
+            help="PoseTrack 17, 18 or 21; Sub-JHMDB; COCO keypoints; COCO boxes; the pack's validation splits.",
+        ),
     ],
-    gt: Annotated[Path, typer.Option(metavar="PATH", help="The labelled data: a COCO json; for pack its folder.")],
+    gt: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="The labels: coco, person: a json; posetrack: a folder of them; else the data.",
+        ),
+    ],
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The pictures; by default in tars beside the labels.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The pictures; by default beside the labels (coco: tars; posetrack: a folder above)."
+        ),
     ] = None,
     pred: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measure these COCO results instead of a model.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Measure these instead of a model: posetrack: a folder of json; jhmdb: a json; coco, person: results.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|BUNDLE|FILE.pt", help="The pose network (pack: left out without it; takes .pt)."),
+        typer.Option(
+            metavar="NAME|BUNDLE|FILE", help="The network; FILE is a checkpoint, .pt or .safetensors (pack: .pt)."
+        ),
     ] = None,
     boxes: Annotated[
-        str, typer.Option(metavar="gt|detector|FILE", help="coco: where the people are; a file of COCO results.")
+        str, typer.Option(metavar="gt|detector|FILE", help="Where the network looks; FILE: COCO results.")
     ] = "gt",
-    detector: Annotated[str, typer.Option(metavar="NAME|ONNX|none", help="none: only pose is measured.")] = "person",
+    detector: Annotated[
+        str, typer.Option(metavar="NAME|ONNX|none", help="Of --boxes detector; pack: none leaves it out.")
+    ] = "person",
+    split: Annotated[int | None, typer.Option(metavar="1|2|3", min=1, max=3, help="jhmdb: default 1.")] = None,
+    flip_test: Annotated[
+        bool, typer.Option("--flip-test", help="Average with the mirrored window; checkpoints only.")
+    ] = False,
+    input_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of a checkpoint's crops; default 256x192 for lite, 384x288 for HRNet."),
+    ] = None,
+    oks_nms: Annotated[
+        float, typer.Option(metavar="OKS", help="posetrack, coco: of poses more alike than this the best stays.")
+    ] = 0.9,
+    save_pred: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the network's poses, as --pred takes them.")
+    ] = None,
     min_height: Annotated[float, typer.Option(metavar="PX", min=0, help="person: leave out who is shorter.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables to a file, too.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure models on labelled data. Needs the extra [train]."""
-    from streampose.console import figure_lines, set_up_logging, to_json
+    """Measure models, or predictions, on labelled data. Needs the extra [train].
+
+    Shows tables, or with --json one object; PoseTrack and Sub-JHMDB in percent, the others 0 to 1.
+    """
+    from streampose.console import set_up_logging, to_json
 
     set_up_logging(context.obj)
     with _extra("train", _TRAIN_PACKAGES):
-        from streampose.train.evaluate import run_eval
+        from streampose.train.evaluate import read_size, run_eval
+        from streampose.train.tables import tables_of, write_markdown
 
-        figures = run_eval(dataset, gt, model, detector, images, pred, boxes, min_height)
+        figures = run_eval(
+            dataset,
+            gt,
+            model,
+            detector,
+            images,
+            pred,
+            boxes,
+            min_height,
+            split=split,
+            flip_test=flip_test,
+            input_size=read_size(input_size),
+            oks_nms=oks_nms,
+            save_pred=save_pred,
+        )
+    tables = tables_of(dataset, figures)
+    if markdown is not None:
+        write_markdown(markdown, tables)
     if json:
         _write(to_json(figures))
         return
-    for line in figure_lines(figures):
-        typer.echo(line)
+    typer.echo("\n\n".join("\n".join(table.lines()) for table in tables))
 
 
 @app.command("build-engine")

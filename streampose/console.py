@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,16 +216,6 @@ def _joined(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def figure_lines(figures: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Nested figures, a line each, by their path."""
-    for name, value in figures.items():
-        where = f"{path}.{name}" if path else name
-        if isinstance(value, Mapping):
-            yield from figure_lines(value, where)
-        else:
-            yield f"{where:48} {value:.4f}" if isinstance(value, float) else f"{where:48} {value}"
 
 
 def frame_line(frame: PoseFrame) -> str:

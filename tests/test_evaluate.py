@@ -16,9 +16,9 @@ import pytest
 for package in ("pycocotools", "torch"):
     pytest.importorskip(package, reason="needs the [train] extra")
 
-from streampose.errors import ModelError, UsageError
+from streampose.errors import ModelError, OutputError, UsageError
 from streampose.skeleton import COCO17
-from streampose.train import coco_eval, pack_eval
+from streampose.train import coco_eval, pack_eval, predict
 from streampose.train.coco import read_labels
 from streampose.train.evaluate import run_eval
 from streampose.train.pack import Person, Still
@@ -163,7 +163,7 @@ def test_predictions_are_matched_one_to_one(make_set: MakeSet) -> None:
 def stand_ins(monkeypatch: pytest.MonkeyPatch, engine: Any, detector: Any) -> Any:
     """The engine and the detector of the tests in place of bundled ones."""
     detector.name = "stub"
-    monkeypatch.setattr(coco_eval, "load_engine", lambda _: engine)
+    monkeypatch.setattr(predict, "load_engine", lambda _: engine)
     monkeypatch.setattr(coco_eval, "PersonDetector", lambda _: detector)
     return engine
 
@@ -185,7 +185,7 @@ def test_model_at_labelled_boxes(make_set: MakeSet, stand_ins: Any) -> None:
 def test_model_lands_where_the_labels_are(make_set: MakeSet, stand_ins: Any) -> None:
     people = read_labels(make_set()["labels"]).pictures[0].people
     image = cv2.imread(str(make_set()["images"] / "3.png"))
-    found = coco_eval.estimate(stand_ins, image, np.stack([person.box for person in people]))
+    found = predict.estimate_still(predict.BundleModel(stand_ins), image, np.stack([person.box for person in people]))
     for pose, person in zip(found, people, strict=True):
         assert np.abs(pose[:, :2] - person.keypoints[:, :2]).max() < 1.5  # a cell is about 1.5 px of the picture
 
@@ -205,6 +205,29 @@ def test_model_at_boxes_of_a_file(make_set: MakeSet, stand_ins: Any) -> None:
     figures = run_eval("coco", files["labels"], "lite", images=files["images"], boxes=str(files["pred"]))
     assert figures["pck01"] == pytest.approx(17 / 51)
     assert stand_ins.encoded == [1]
+
+
+def test_of_two_alike_poses_at_boxes_of_a_file_the_best_stays(make_set: MakeSet, stand_ins: Any) -> None:
+    files = make_set()
+    edit(files["pred"], lambda entries: entries.append({**entries[2], "score": 0.9}))
+    run_eval(
+        "coco", files["labels"], "lite", images=files["images"], boxes=str(files["pred"]), save_pred=files["images"]
+    )
+    assert stand_ins.encoded == [2, 2]
+    written = json.loads((files["images"] / "predictions.json").read_text())
+    assert [entry["score"] for entry in written if entry["image_id"] == 8] == pytest.approx([0.9 * stand_ins.score])
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_models_poses_are_written_and_read_back(make_set: MakeSet) -> None:
+    files = make_set()
+    options = {"images": files["images"], "boxes": "detector", "save_pred": files["images"] / "new"}
+    figures = run_eval("coco", files["labels"], "lite", **options)
+    again = run_eval("coco", files["labels"], None, pred=files["images"] / "new" / "predictions.json")
+    assert {**again, "boxes": ""} == {**figures, "boxes": ""}
+    assert figures["ap50"] == pytest.approx(1)
+    with pytest.raises(OutputError, match=r"cannot write .*predictions\.json"):
+        run_eval("coco", files["labels"], "lite", **{**options, "save_pred": files["pred"]})
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -275,12 +298,11 @@ def test_person_figures_at_the_score_the_detector_ships_with(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "posetrack"}, "posetrack cannot be evaluated yet; .*coco, person, pack"),
-        ({"dataset": "jhmdb"}, "jhmdb cannot be evaluated yet"),
-        ({"dataset": "coko"}, "no data set 'coko'"),
+        ({"dataset": "posetrack"}, "posetrack needs a --model or predictions"),
+        ({"dataset": "jhmdb"}, "jhmdb needs a --model or predictions"),
+        ({"dataset": "coko"}, "no data set 'coko'; this version evaluates: posetrack, jhmdb, coco, person, pack"),
         ({"dataset": "coco"}, "needs a --model or predictions"),
         ({"dataset": "coco", "model": "lite", "pred": Path("x")}, "--pred and --model exclude each other"),
-        ({"dataset": "coco", "model": "a.pt"}, "build-engine --checkpoint a.pt"),
         ({"dataset": "person", "boxes": "detector"}, "--boxes goes with"),
         ({"dataset": "coco", "min_height_px": 5.0}, "--min-height goes with"),
         ({"dataset": "coco", "model": "lite", "boxes": "nowhere.json"}, "there is no file nowhere.json"),
@@ -371,11 +393,12 @@ def test_boxes_without_area_are_left_out_with_a_warning(
 
 
 def test_another_skeleton_is_refused(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
-    engine.manifest = type(engine.manifest)(skeleton="other15")
-    monkeypatch.setattr(coco_eval, "load_engine", lambda _: engine)
+    monkeypatch.setattr(predict, "load_engine", lambda _: engine)
     files = make_set()
-    with pytest.raises(ModelError, match="other15"):
-        run_eval("coco", files["labels"], "lite", images=files["images"])
+    for skeleton, kind in (("other15", ModelError), ("posetrack", UsageError)):
+        engine.manifest = type(engine.manifest)(skeleton=skeleton)
+        with pytest.raises(kind, match=skeleton):
+            run_eval("coco", files["labels"], "lite", images=files["images"])
 
 
 def rectangle_subject(joints: np.ndarray, wrong: int, unlabelled: int, width: int, height: int) -> Subject:

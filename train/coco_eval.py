@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO  # type: ignore[import-untyped]
@@ -17,9 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from streampose.engines import Engine, load_engine
-from streampose.errors import ModelError, UsageError
-from streampose.geometry import crop_affine, cut, invert, transform
+from streampose.errors import OutputError, UsageError
 from streampose.people import PersonDetector
 from streampose.skeleton import COCO17, oks
 from streampose.train.coco import (
@@ -31,10 +30,11 @@ from streampose.train.coco import (
     read_pictures,
     read_results,
 )
+from streampose.train.pose_nms import OKS_NMS, suppress_poses
+from streampose.train.predict import PoseModel, estimate_still
 from streampose.train.teachers import LOWEST_SCORE
 
 PCK_SHARE = 0.1
-BATCH = 16
 DRAWS = 1000
 SEED = 7
 
@@ -59,7 +59,14 @@ class Poses:
 
 
 def evaluate_coco(
-    gt: Path, images: Path | None, model: str | None, pred: Path | None, boxes: str = "gt", detector: str = "person"
+    gt: Path,
+    images: Path | None,
+    model: PoseModel | None,
+    pred: Path | None,
+    boxes: str = "gt",
+    detector: str = "person",
+    oks_nms: float = OKS_NMS,
+    save_pred: Path | None = None,
 ) -> dict[str, Any]:
     """Figures of a pose network, or of predictions, on COCO keypoint labels; all 0..1.
 
@@ -69,9 +76,11 @@ def evaluate_coco(
 
     Args:
         gt: labels; images: the folder of their pictures, None for the tars beside the labels.
-        model: a bundle; or pred: a COCO result file. One of them is None.
+        model: a network; or pred: a COCO result file. One of them is None.
         boxes: "gt": labelled boxes of people with labelled joints; "detector": those of `detector` at the score it
             ships with; else a COCO result file with boxes.
+        oks_nms: of two poses at boxes that are not labelled and with a larger OKS the lower-scored one goes.
+        save_pred: folder to write the poses to, as `predictions.json` in COCO's result format.
 
     Returns:
         `ap`, `ap50`, `ar` as COCO's keypoint evaluation has them; `pck01`: which share of the labelled joints lies
@@ -79,8 +88,9 @@ def evaluate_coco(
         found; `pck01_interval`, its 95 % bootstrap interval over pictures; `pck01_by_joint`; `boxes`; and counts.
 
     Raises:
-        UsageError: a file is not what it must be, or nobody's joints are labelled.
-        ModelError: a model cannot be loaded.
+        UsageError: a file is not what it must be, nobody's joints are labelled, or the network has other joints.
+        ModelError: the detector cannot be loaded.
+        OutputError: the predictions cannot be written.
     """
     labels = read_labels(gt)
     people = [person for picture in labels.pictures for person in picture.people if person.posed]
@@ -89,7 +99,11 @@ def evaluate_coco(
     if pred is not None:
         found, where = predicted_poses(labels, pred), f"predictions of {pred.name}"
     elif model is not None:
-        found, where = _estimated_poses(labels, images, model, boxes, detector)
+        if model.skeleton.name != COCO17.name:
+            raise UsageError(f"the model has the joints of {model.skeleton.name}; COCO's labels need {COCO17.name}")
+        found, where = _estimated_poses(labels, images, model, boxes, detector, oks_nms)
+        if save_pred is not None:
+            _write(save_pred / "predictions.json", _results(labels.pictures, found, labels.category))
     else:
         raise UsageError("coco needs a --model or predictions: --pred")
     right, total = count_joints(labels.pictures, found)
@@ -154,22 +168,6 @@ def evaluate_person(
         "recall": result.recall,
         "precision": result.precision,
     }
-
-
-def estimate(engine: Engine, image: Image, boxes: Array) -> Array:
-    """Keypoints (N, 17, 3) of the people at boxes (N, 4) of one picture: x, y in its pixels, score 0..1."""
-    size, frames = engine.manifest.input_size, 1 + len(engine.manifest.offsets)
-    found = [np.zeros((0, len(COCO17.joints), 3), np.float32)]
-    for start in range(0, len(boxes), BATCH):
-        affines = np.stack([crop_affine(box, size) for box in boxes[start : start + BATCH]])
-        features = engine.encode(np.stack([cut(image, affine, size) for affine in affines]))
-        windows = np.repeat(features[:, None], frames, axis=1)
-        same = np.tile(np.eye(2, 3, dtype=np.float32), (len(affines), frames, 1, 1))
-        keypoints = engine.fuse(windows, same).copy()
-        for pose, affine in zip(keypoints, affines, strict=True):
-            pose[:, :2] = transform(pose[:, :2], invert(affine))
-        found.append(keypoints)
-    return np.concatenate(found)
 
 
 def predicted_poses(labels: CocoLabels, pred: Path) -> list[Poses]:
@@ -250,11 +248,7 @@ def average_precision(pictures: Sequence[LabelledPicture], found: Sequence[Poses
                     "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
                 }
             )
-    results = [
-        {"image_id": picture.id, "category_id": 1, "keypoints": pose.ravel().tolist(), "score": float(score)}
-        for picture, poses in zip(pictures, found, strict=True)
-        for pose, score in zip(poses.keypoints, poses.scores, strict=True)
-    ]
+    results = _results(pictures, found, 1)
     if not results:
         return {"ap": 0.0, "ap50": 0.0, "ar": 0.0}
     with redirect_stdout(io.StringIO()):  # pycocotools talks
@@ -273,22 +267,39 @@ def average_precision(pictures: Sequence[LabelledPicture], found: Sequence[Poses
     return {"ap": ap, "ap50": ap50, "ar": ar}
 
 
+def _results(pictures: Sequence[LabelledPicture], found: Sequence[Poses], category: int) -> list[dict[str, Any]]:
+    """Poses in COCO's result format."""
+    return [
+        {"image_id": picture.id, "category_id": category, "keypoints": pose.ravel().tolist(), "score": float(score)}
+        for picture, poses in zip(pictures, found, strict=True)
+        for pose, score in zip(poses.keypoints, poses.scores, strict=True)
+    ]
+
+
+def _write(path: Path, content: object) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(content))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def _estimated_poses(
-    labels: CocoLabels, images: Path | None, model: str, boxes: str, detector: str
+    labels: CocoLabels, images: Path | None, model: PoseModel, boxes: str, detector: str, oks_nms: float
 ) -> tuple[list[Poses], str]:
-    engine = load_engine(model)
-    if engine.manifest.skeleton != COCO17.name:
-        raise ModelError(f"{model} has the skeleton {engine.manifest.skeleton}; COCO's labels need {COCO17.name}")
     propose, where = _proposals(labels, boxes, detector)
     found = []
     for picture, image in _watched(labels, images):
         places, scores = propose(picture, image)
-        keypoints = estimate(engine, image, places)
+        keypoints = estimate_still(model, image, places)
+        scores = scores * keypoints[..., 2].mean(axis=1)
         if boxes == "gt":
             owners = np.array([index for index, person in enumerate(picture.people) if person.posed], np.intp)
         else:
+            kept = suppress_poses(keypoints, scores, (places[:, 2:] - places[:, :2]).prod(axis=1), COCO17, oks_nms)
+            keypoints, scores = keypoints[kept], scores[kept]
             owners = match_poses(picture.people, keypoints)
-        found.append(Poses(keypoints, scores * keypoints[..., 2].mean(axis=1), owners))
+        found.append(Poses(keypoints, scores, owners))
     return found, where
 
 

@@ -1,4 +1,4 @@
-"""`streampose eval`: figures of a model on a data set."""
+"""`streampose eval`: figures of a model, or of predictions, on a data set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from streampose.errors import UsageError
+from streampose.train.pose_nms import OKS_NMS
 
-DATASETS = ("posetrack", "coco", "person", "pack")
-NOT_YET = ("jhmdb",)
+DATASETS = ("posetrack", "jhmdb", "coco", "person", "pack")
+POSED = ("posetrack", "jhmdb", "coco")
+"""Those whose poses come from predictions or from a network at boxes."""
 
 
 def run_eval(
@@ -20,59 +22,110 @@ def run_eval(
     pred: Path | None = None,
     boxes: str = "gt",
     min_height_px: float = 0.0,
+    *,
+    split: int | None = None,
+    flip_test: bool = False,
+    input_size: tuple[int, int] | None = None,
+    oks_nms: float = OKS_NMS,
+    save_pred: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures of a model on a data set.
+    """Figures of a model, or of predictions, on a data set.
 
     Args:
-        dataset: "coco": poses on COCO keypoint labels; "person": boxes on COCO labels; "pack": the validation splits of
-            a folder in the pack's layout.
-        gt: the labels' json; for pack the folder.
-        model: coco: a bundled model's name or a bundle; person: as `detector`; pack: a pose checkpoint (`.pt`) or a
-            bundle, None leaves pose out.
+        dataset: "posetrack": poses and tracks; "jhmdb": poses of Sub-JHMDB; "coco": poses on COCO keypoint labels;
+            "person": boxes on COCO labels; "pack": the validation splits of a folder in the pack's layout.
+        gt: the labels' json; for posetrack the folder of them; for jhmdb and pack the data's folder.
+        model: a bundled model's name, a bundle or a checkpoint; person: as `detector`; pack: None leaves pose out.
         detector: "person", a bundle or an ONNX file; pack also takes "none" to leave detection out.
-        images: folder with the pictures of coco and person; None: they are in the tars beside the labels.
-        pred: predictions in COCO's result format, instead of a model.
-        boxes: of coco: "gt", "detector" or a COCO result file.
+        images: folder with the pictures of posetrack, coco and person; None: posetrack looks above `gt`, the others in
+            the tars beside the labels.
+        pred: predictions instead of a model: posetrack's folder, jhmdb's file, a COCO result file.
+        boxes: where a pose network looks: "gt", "detector" or a file in COCO's result format.
         min_height_px: of person: shorter people count neither as found nor as missed.
+        split: of jhmdb, 1 to 3; None: 1.
+        flip_test, input_size: see `open_model`.
+        oks_nms: of two poses with a larger OKS the lower-scored one goes.
+        save_pred: folder to write a network's poses to, in the data set's own form.
 
     Returns:
-        See `evaluate_coco`, `evaluate_person` and `evaluate_pack`.
+        See `train.posetrack_eval`, `train.jhmdb_eval`, `evaluate_coco`, `evaluate_person` and `evaluate_pack`.
 
     Raises:
         UsageError: no such data set, options that do not go together, or a file is not what it must be.
         ModelError: a model cannot be loaded.
+        OutputError: predictions cannot be written.
     """
-    if dataset in NOT_YET:
-        raise UsageError(f"{dataset} cannot be evaluated yet; this version evaluates: {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise UsageError(f"no data set {dataset!r}; this version evaluates: {', '.join(DATASETS)}")
     if pred is not None and model is not None:
         raise UsageError("--pred and --model exclude each other: figures are of predictions or of a model")
-    if boxes != "gt" and (dataset != "coco" or pred is not None):
-        raise UsageError("--boxes goes with --dataset coco and a --model only")
+    network_options = {
+        "--boxes": (boxes != "gt", POSED),
+        "--flip-test": (flip_test, POSED),
+        "--input-size": (input_size is not None, POSED),
+        "--oks-nms": (oks_nms != OKS_NMS, ("posetrack", "coco")),
+        "--save-pred": (save_pred is not None, POSED),
+    }
+    for option, (used, where) in network_options.items():
+        if used and (dataset not in where or pred is not None):
+            raise UsageError(f"{option} goes with --dataset {', '.join(where)} and a --model only")
     if min_height_px and dataset != "person":
         raise UsageError("--min-height goes with --dataset person only")
-    if dataset == "posetrack":
-        return _posetrack(gt, model, images, pred)
+    if split is not None and dataset != "jhmdb":
+        raise UsageError("--split goes with --dataset jhmdb only")
+    if not 0 < oks_nms <= 1:
+        raise UsageError(f"--oks-nms is above 0 and at most 1, not {oks_nms:g}")
     if dataset == "pack":
         return _pack(gt, model, detector, images, pred)
-
-    from streampose.train.coco_eval import evaluate_coco, evaluate_person
-
     if dataset == "person":
+        from streampose.train.coco_eval import evaluate_person
+
         return evaluate_person(gt, images, model or detector, pred, min_height_px)
-    if model is not None and model.endswith(".pt"):
-        raise UsageError(f"coco runs bundles; make one: streampose build-engine --checkpoint {model} --out BUNDLE")
-    return evaluate_coco(gt, images, model, pred, boxes, detector)
+    if pred is not None:
+        return _of_predictions(dataset, gt, pred, split or 1)
+    if model is None:
+        raise UsageError(f"{dataset} needs a --model or predictions: --pred")
+
+    from streampose.train.predict import open_model
+
+    network = open_model(model, flip_test, input_size)
+    if dataset == "posetrack":
+        from streampose.train.posetrack_eval import evaluate_model
+
+        return evaluate_model(gt, images, network, boxes, detector, oks_nms, save_pred)
+    if dataset == "jhmdb":
+        from streampose.train.jhmdb_eval import evaluate_split
+
+        return evaluate_split(gt, split or 1, network, boxes, detector, save_pred)
+
+    from streampose.train.coco_eval import evaluate_coco
+
+    return evaluate_coco(gt, images, network, None, boxes, detector, oks_nms, save_pred)
 
 
-def _posetrack(gt: Path, model: str | None, images: Path | None, pred: Path | None) -> dict[str, Any]:
-    if pred is None:
-        raise UsageError("posetrack needs predictions: --pred")
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of a text such as 384x288; raises UsageError where it is none, or no multiple of 32."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) and int(part) % 32 == 0 for part in parts):
+        raise UsageError(f"--input-size is HEIGHTxWIDTH in multiples of 32, such as 384x288, not {text}")
+    return int(parts[0]), int(parts[1])
 
-    from streampose.train.posetrack_eval import evaluate_predictions
 
-    return evaluate_predictions(gt, pred)
+def _of_predictions(dataset: str, gt: Path, pred: Path, split: int) -> dict[str, Any]:
+    if dataset == "posetrack":
+        from streampose.train.posetrack_eval import evaluate_predictions
+
+        return evaluate_predictions(gt, pred)
+    if dataset == "jhmdb":
+        from streampose.train.jhmdb_eval import evaluate_split_predictions
+
+        return evaluate_split_predictions(gt, split, pred)
+
+    from streampose.train.coco_eval import evaluate_coco
+
+    return evaluate_coco(gt, None, None, pred)
 
 
 def _pack(gt: Path, model: str | None, detector: str, images: Path | None, pred: Path | None) -> dict[str, Any]:

@@ -1,13 +1,64 @@
-"""PoseTrack figures of prediction files."""
+"""PoseTrack figures of prediction files, and of a pose network."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streampose.errors import UsageError
-from streampose.train.posetrack_labels import PosetrackSequence, read_sequence, read_sequences
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from streampose.errors import OutputError, UsageError
+from streampose.people import PersonDetector
+from streampose.skeleton import POSETRACK
+from streampose.train.box_file import BoxFile
+from streampose.train.frame_files import FrameFiles, Image, find_root, supports
+from streampose.train.pose_nms import OKS_NMS, rescored, suppress_poses
+from streampose.train.pose_tracks import GreedyTracker
+from streampose.train.posetrack_labels import (
+    NUMBERED,
+    PosetrackFrame,
+    PosetrackPerson,
+    PosetrackSequence,
+    parse_sequence,
+    read_sequence,
+    read_sequences,
+)
 from streampose.train.posetrack_score import score_posetrack
+from streampose.train.predict import PoseModel, estimate_subjects
+from streampose.train.submission import FramePoses, posetrack_submission
+
+log = logging.getLogger(__name__)
+
+ROOM = 0.15
+"""A labelled person without a box has that of the joints, and this share of its sides more on each side."""
+
+UNLABELLED = [POSETRACK.joints.index(name) for name in POSETRACK.joints if name not in NUMBERED]
+"""The ears: nobody can have learnt them, so they count nowhere."""
+
+Array = NDArray[np.float32]
+Propose = Callable[[PosetrackFrame, Callable[[], Image]], tuple[Array, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    box: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A person to estimate: a `predict.Seen`."""
+
+    source: FrameFiles
+    person: _Place
+    index: int
+    support_indices: tuple[int, ...]
 
 
 def evaluate_predictions(gt: Path, pred: Path) -> dict[str, Any]:
@@ -30,8 +81,116 @@ def evaluate_predictions(gt: Path, pred: Path) -> dict[str, Any]:
     return score_posetrack(truth, [_prediction(sequence, pred) for sequence in truth]).as_json()
 
 
+def evaluate_model(
+    gt: Path,
+    images: Path | None,
+    model: PoseModel,
+    boxes: str = "gt",
+    detector: str = "person",
+    oks_nms: float = OKS_NMS,
+    save_pred: Path | None = None,
+) -> dict[str, Any]:
+    """Figures of a pose network on labelled sequences; see `evaluate_predictions`.
+
+    It runs on the labelled frames, or on all where a sequence has none. Windows reach into the frames around, whether
+    labelled or not; see `supports`.
+
+    Args:
+        images: folder that the labels' file names start from; None: it is looked for above `gt`.
+        model: its joints are `POSETRACK`'s.
+        boxes: "gt", the boxes of labelled people with joints; "detector"; or a file in COCO's result format.
+        detector: see `PersonDetector`.
+        oks_nms: of two poses with a larger OKS the lower-scored one goes.
+        save_pred: folder to write the predictions to, a file a sequence, which `evaluate_predictions` reads.
+
+    Returns:
+        Those figures, and `boxes`, which were used.
+
+    Raises:
+        UsageError: a file is missing or not what it must be, or the network has other joints.
+        OutputError: a prediction file cannot be written.
+    """
+    if model.skeleton.name != POSETRACK.name:
+        raise UsageError(
+            f"the model has the joints of {model.skeleton.name}, which lack head_top and head_bottom; "
+            f"PoseTrack needs a model with those of {POSETRACK.name}"
+        )
+    truth = read_sequences(gt)
+    root = find_root(images, gt, truth[0].frames[0].file_name)
+    propose, where = _proposals(boxes, detector, truth)
+    found = []
+    for sequence in _watched(truth):
+        poses = _estimate(sequence, root, model, propose, oks_nms)
+        content = posetrack_submission(sequence, poses)
+        if save_pred is not None:
+            _write(save_pred / sequence.path.name, content)
+        found.append(parse_sequence(content, sequence.path))
+    return {"boxes": where, **score_posetrack(truth, found).as_json()}
+
+
+def _estimate(
+    sequence: PosetrackSequence, root: Path, model: PoseModel, propose: Propose, oks_nms: float
+) -> dict[int, FramePoses]:
+    """The poses of a sequence, by place."""
+    frames = FrameFiles([root / frame.file_name for frame in sequence.frames])
+    tracker = GreedyTracker(model.skeleton)
+    wanted = [place for place, frame in enumerate(sequence.frames) if frame.labelled or frame.people]
+    found = {}
+    for place in wanted or range(len(sequence.frames)):
+        places, scores = propose(sequence.frames[place], lambda at=place: frames.image(at))  # type: ignore[misc]
+        around = supports(place, model.offsets, len(sequence.frames))
+        keypoints = estimate_subjects(model, [_Window(frames, _Place(box), place, around) for box in places])
+        keypoints[:, UNLABELLED, 2] = -1
+        scores = rescored(scores, keypoints)
+        kept = suppress_poses(keypoints, scores, (places[:, 2:] - places[:, :2]).prod(axis=1), POSETRACK, oks_nms)
+        ids = tuple(tracker.update(keypoints[kept], places[kept]))
+        found[place] = FramePoses(keypoints[kept], places[kept], scores[kept], ids)
+    return found
+
+
+def _proposals(boxes: str, detector: str, truth: Sequence[PosetrackSequence]) -> tuple[Propose, str]:
+    """What gives a frame's boxes and their scores, and how to call it."""
+    if boxes == "gt":
+        return lambda frame, _: _labelled_boxes(frame), "gt"
+    if boxes == "detector":
+        finder = PersonDetector(detector)
+        return lambda _, image: finder.detect(image()), f"detector {finder.name}, score >= {finder.threshold:.2f}"
+    file = BoxFile(Path(boxes))
+    file.check([(frame.id, frame.file_name) for sequence in truth for frame in sequence.frames])
+    return lambda frame, _: file.boxes(frame.id, frame.file_name), f"boxes of {file.path.name}"
+
+
+def _labelled_boxes(frame: PosetrackFrame) -> tuple[Array, Array]:
+    boxes = [person_box(person) for person in frame.people if person.known.any()]
+    return np.array(boxes, np.float32).reshape(-1, 4), np.ones(len(boxes), np.float32)
+
+
+def person_box(person: PosetrackPerson) -> Array:
+    """The box (4,) xyxy of somebody with labelled joints: the file's, or that of the joints with some room."""
+    if person.box is not None and (person.box[2:] > person.box[:2]).all():
+        return person.box.astype(np.float32)
+    points = person.keypoints[person.known, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    room = np.maximum(ROOM * (high - low), 1)
+    return np.concatenate([low - room, high + room]).astype(np.float32)
+
+
 def _prediction(sequence: PosetrackSequence, folder: Path) -> PosetrackSequence:
     path = folder / sequence.path.name
     if not path.is_file():
         raise UsageError(f"{path} is missing; every sequence of {sequence.path.parent} needs its predictions")
     return read_sequence(path)
+
+
+def _write(path: Path, content: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(content))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _watched(sequences: Sequence[PosetrackSequence]) -> Iterator[PosetrackSequence]:
+    """The sequences, with a progress bar on stderr if it is a terminal."""
+    console = Console(stderr=True)
+    yield from track(sequences, "sequences", console=console, transient=True, disable=not console.is_terminal)

@@ -64,13 +64,13 @@ class PosetrackFrame:
     """A frame of a sequence.
 
     Attributes:
-        id: the file's `id`, or in files of 2017 the place in the list.
+        id: the file's `id`; None in files of 2017.
         file_name: of the picture, as the file has it.
         labelled: the file says so, or, where it says nothing, there are people.
         ignore_regions: polygons (K, 2) float64 whose inside says nothing.
     """
 
-    id: int
+    id: int | None
     file_name: str
     labelled: bool
     people: tuple[PosetrackPerson, ...]
@@ -187,6 +187,11 @@ def read_sequence(path: Path) -> PosetrackSequence:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
+    return parse_sequence(content, path)
+
+
+def parse_sequence(content: Any, path: Path) -> PosetrackSequence:
+    """The content of a file, decoded; see `read_sequence`. `path` names it."""
     if isinstance(content, Mapping) and "annolist" in content:
         frames = _frames_17(_convert(content, _File17, path), path)
     else:
@@ -274,7 +279,7 @@ def _frames_17(file: _File17, path: Path) -> tuple[PosetrackFrame, ...]:
             for region in image.ignore_regions or []
         )
         labelled = bool(image.is_labeled[0]) if image.is_labeled else bool(people)
-        frames.append(PosetrackFrame(index, image.image[0].name, labelled, people, regions))
+        frames.append(PosetrackFrame(None, image.image[0].name, labelled, people, regions))
     return tuple(frames)
 
 
