@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from streampose.train.posetrack_labels import (
     read_sequences,
 )
 from streampose.train.posetrack_score import score_posetrack
-from streampose.train.predict import PoseModel, estimate_subjects
+from streampose.train.predict import Place, PoseModel, Window, estimate_subjects
 from streampose.train.submission import FramePoses, posetrack_submission
 
 log = logging.getLogger(__name__)
@@ -44,21 +43,6 @@ UNLABELLED = [POSETRACK.joints.index(name) for name in POSETRACK.joints if name 
 
 Array = NDArray[np.float32]
 Propose = Callable[[PosetrackFrame, Callable[[], Image]], tuple[Array, Array]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    box: Array
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """A person to estimate: a `predict.Seen`."""
-
-    source: FrameFiles
-    person: _Place
-    index: int
-    support_indices: tuple[int, ...]
 
 
 def evaluate_predictions(gt: Path, pred: Path) -> dict[str, Any]:
@@ -139,7 +123,7 @@ def _estimate(
     for place in wanted or range(len(sequence.frames)):
         places, scores = propose(sequence.frames[place], lambda at=place: frames.image(at))  # type: ignore[misc]
         around = supports(place, model.offsets, len(sequence.frames))
-        keypoints = estimate_subjects(model, [_Window(frames, _Place(box), place, around) for box in places])
+        keypoints = estimate_subjects(model, [Window(frames, Place(box), place, around) for box in places])
         keypoints[:, UNLABELLED, 2] = -1
         scores = rescored(scores, keypoints)
         kept = suppress_poses(keypoints, scores, (places[:, 2:] - places[:, :2]).prod(axis=1), POSETRACK, oks_nms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,23 @@ class Seen(Protocol):
     def index(self) -> int: ...
     @property
     def support_indices(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where somebody is: a `Boxed`."""
+
+    box: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A `Seen` of boxes that are not labels."""
+
+    source: Frames
+    person: Place
+    index: int
+    support_indices: tuple[int, ...]
 
 
 class PoseModel(Protocol):
@@ -110,15 +128,13 @@ class TorchModel:
 
     def _heatmaps(self, crops: Image) -> Tensor:
         batch, frames = crops.shape[:2]
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).flatten(0, 1)
-        features = self._network.encode(
-            normalise(pixels).to(self._device).contiguous(memory_format=torch.channels_last)
-        ).contiguous()
-        windows = features.view(batch, frames, *features.shape[1:])
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).flatten(0, 1).to(self._device)
+        features = self._network.encode(normalise(pixels).contiguous(memory_format=torch.channels_last)).contiguous()
+        windows = features.view(batch, frames, *features.shape[1:])  # (B, T or 1, C, h, w)
         if not self.offsets:
             return self._network.single(windows[:, 0])
         windows = windows.expand(-1, 1 + len(self.offsets), -1, -1, -1).contiguous()
-        same = torch.eye(2, 3, device=self._device).expand(*windows.shape[:2], 2, 3)
+        same = torch.eye(2, 3, device=self._device).expand(batch, windows.shape[1], 2, 3)
         return self._network.fuse(windows, same)
 
 
