@@ -304,6 +304,8 @@ def damage(key: str, value: Any) -> Callable[[Content], None]:
         (damage("scores", [0.5] * 15), r"annotations\[0\]: scores are 17 numbers, one a joint, not 15"),
         (damage("scores", [float("nan")] * 17), r"annotations\[0\]: scores holds nan, which is not a number"),
         (damage("keypoints", [float("inf")] * 51), r"annotations\[0\]: keypoints holds inf"),
+        (damage("track_id", 1.5), r"annotations\[0\]: track_id is a whole number, not 1.5"),
+        (damage("bbox_head", [1, 2, 3]), r"annotations\[0\]: bbox_head is x, y, width, height, not 3 numbers"),
         (damage("keypoints", "many"), r"is not a PoseTrack file: Expected `array`, got `str`"),
         (lambda c: c["categories"][0]["keypoints"].remove("head_top"), "has no joint 'head_top'"),
         (lambda c: c.pop("categories"), "missing required field `categories`"),

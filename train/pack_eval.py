@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.engines import Engine, load_engine
-from streampose.model.network import load
+from streampose.model import load
 from streampose.people import PersonDetector
 from streampose.train.pack import read_stills
 from streampose.train.person import validation_scenes
 from streampose.train.person_score import Boxes, DetectionScore, Scene, match, summarise
 from streampose.train.pose import human_subjects, window_pck
+from streampose.train.predict import CHECKPOINTS
 from streampose.train.teachers import LOWEST_SCORE, Thunder, YoloxNano
 from streampose.train.windows import Subject, WindowSettings, make_window, picture
 
@@ -29,7 +30,7 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person") -> di
     """Figures of the pose network and the detector on the validation splits of the pack at `data`.
 
     Args:
-        model: a checkpoint (`.pt`: single frame and five frames) or a bundle (five frames); None leaves pose out.
+        model: a checkpoint (single frame and five frames) or a bundle (five frames); None leaves pose out.
         detector: see `PersonDetector`; "none" leaves it out.
 
     Returns:
@@ -57,7 +58,7 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person") -> di
 
 def _pose(model: str, subjects: Sequence[Subject]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    network = load(Path(model)) if model.endswith(".pt") else None
+    network = load(Path(model)) if model.endswith(CHECKPOINTS) else None
     engine = load_engine(model) if network is None else None
     for name, share in (("clean", 0.0), ("corrupt", 1.0)):
         if network is not None:

@@ -67,8 +67,8 @@ class GreedyTracker:
                 alike[row, column] = max(alike[row, column], same)
         pairs = []
         while alike.size and alike.max() >= LEAST_ALIKE:
-            row, column = np.unravel_index(int(alike.argmax()), alike.shape)
-            pairs.append((self._tracks[int(row)], int(column)))
+            row, column = divmod(int(alike.argmax()), alike.shape[1])
+            pairs.append((self._tracks[row], column))
             alike[row, :] = alike[:, column] = -1
         return pairs
 

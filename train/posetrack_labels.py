@@ -101,7 +101,7 @@ class _Annotation18(msgspec.Struct):
     image_id: int
     keypoints: list[float]
     scores: list[float] | None = None
-    track_id: int | None = None
+    track_id: float | None = None
     bbox_head: list[float] | None = None
     bbox: list[float] | None = None
 
@@ -139,7 +139,7 @@ class _Region17(msgspec.Struct):
 
 class _Rect17(msgspec.Struct):
     annopoints: list[_Points17] | None = None
-    track_id: tuple[int] | None = None
+    track_id: tuple[float] | None = None
     x1: tuple[float] | None = None
     y1: tuple[float] | None = None
     x2: tuple[float] | None = None
@@ -250,7 +250,7 @@ def _person_18(annotation: _Annotation18, places: Sequence[int | None], where: s
         if place is not None:
             keypoints[place], known[place], scores[place] = point, point.any(), score
     head, box = _box_18(annotation.bbox_head, f"{where}: bbox_head"), _box_18(annotation.bbox, f"{where}: bbox")
-    return PosetrackPerson(keypoints, known, scores, annotation.track_id, head, box)
+    return PosetrackPerson(keypoints, known, scores, _track_id(annotation.track_id, where), head, box)
 
 
 def _box_18(xywh: Sequence[float] | None, where: str) -> Array | None:
@@ -296,8 +296,14 @@ def _person_17(rect: _Rect17, where: str) -> PosetrackPerson:
     sides = (rect.x1, rect.y1, rect.x2, rect.y2)
     corners = [side[0] for side in sides if side is not None]
     head = _finite(corners, f"{where}: head box") if len(corners) == len(sides) else None
-    track_id = rect.track_id[0] if rect.track_id else None
+    track_id = _track_id(rect.track_id[0] if rect.track_id else None, where)
     return PosetrackPerson(keypoints, known, scores, track_id, head, None, points is not None)
+
+
+def _track_id(value: float | None, where: str) -> int | None:
+    if value is not None and not float(value).is_integer():
+        raise UsageError(f"{where}: track_id is a whole number, not {value}")
+    return None if value is None else int(value)
 
 
 def _finite(values: Sequence[float], where: str) -> Array:

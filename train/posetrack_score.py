@@ -238,8 +238,9 @@ def _follow(frames: Sequence[_Compared], joint: int) -> ClearMot:
         if not (len(frame.truth.known) and len(frame.found.known)):
             mot.update([0], [0], np.full((1, 1), np.nan))
             continue
-        rows, columns = np.flatnonzero(frame.truth.known[:, joint]), np.flatnonzero(frame.found.known[:, joint])
-        distances = frame.distances[np.ix_(columns, rows, [joint])][:, :, 0].T
+        rows = np.flatnonzero(frame.truth.known[:, joint]).tolist()
+        columns = np.flatnonzero(frame.found.known[:, joint]).tolist()
+        distances = frame.distances[:, :, joint][np.ix_(columns, rows)].T
         mot.update(
             [_track(frame.truth, row) for row in rows],
             [_track(frame.found, column) for column in columns],
