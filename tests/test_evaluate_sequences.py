@@ -123,9 +123,11 @@ def _left(grey: np.ndarray) -> int:
 
 @pytest.mark.usefixtures("stub")
 def test_at_detected_boxes(root: Path) -> None:
-    figures = evaluate(root, boxes="detector")
+    figures = evaluate(root, boxes="detector", save_pred=root / "out")
     assert figures["boxes"] == "detector stub, score >= 0.40"
     assert figures["ap_total"] == pytest.approx(100)
+    written = json.loads((root / "out" / "000007_test.json").read_text())
+    assert {entry["image_id"] for entry in written["annotations"]} == {100 + index for index in LABELLED}
 
 
 @pytest.mark.parametrize("key", ["image_id", "image_name"])
@@ -165,6 +167,35 @@ def test_predictions_are_written_and_read_back(root: Path) -> None:
     assert [entry["track_id"] for entry in written["annotations"]] == [0, 1, 0, 1, 0, 1]
     assert written["annotations"][0]["keypoints"][9:15] == [0] * 6  # ears
     assert written["annotations"][0]["scores"][:5] == pytest.approx([0.9, 0.9, 0.9, 0, 0])
+    assert written["annotations"][0]["bbox"] == list(rectangles(1)[0])
+
+
+def test_ears_count_nowhere(root: Path, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = stub.fuse
+
+    def fuse(features: np.ndarray, transforms: np.ndarray) -> np.ndarray:
+        keypoints = strict(features, transforms)
+        keypoints[:, 3:5] = [9, 9, 0.3]
+        return keypoints
+
+    monkeypatch.setattr(stub, "fuse", fuse)
+    evaluate(root, save_pred=root / "out")
+    written = json.loads((root / "out" / "000007_test.json").read_text())
+    assert [entry["score"] for entry in written["annotations"]] == pytest.approx([0.9] * 6)
+
+
+@pytest.mark.usefixtures("stub")
+def test_people_keep_their_ids_where_poses_are_suppressed(root: Path) -> None:
+    entries = [
+        {"image_id": 100 + index, "category_id": 1, "bbox": rectangle, "score": score}
+        for index in LABELLED
+        for score, rectangle in zip((0.9, 0.5), rectangles(index)[::-1], strict=True)
+        for _ in range(2)
+    ]
+    (root / "boxes.json").write_text(json.dumps(entries))
+    evaluate(root, boxes=str(root / "boxes.json"), save_pred=root / "out")
+    written = json.loads((root / "out" / "000007_test.json").read_text())
+    assert [entry["track_id"] for entry in written["annotations"]] == [0, 1] * 3
 
 
 @pytest.mark.usefixtures("stub")

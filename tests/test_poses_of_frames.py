@@ -42,6 +42,17 @@ def test_of_two_alike_poses_the_better_scored_stays() -> None:
     assert suppress_poses(keypoints[:0], scores[:0], areas[:0], COCO17).tolist() == []
 
 
+def test_poses_are_compared_at_the_mean_of_their_areas() -> None:
+    """An OKS of exp(-d^2 / (2 area (2 sigma)^2)), by hand at one joint."""
+    keypoints = np.stack([pose(0), pose(0)])
+    keypoints[:, :5, 2] = keypoints[:, 6:, 2] = -1
+    keypoints[1, 5, 0] += 30
+    scores, areas = np.array([0.5, 0.8], np.float32), np.array([1e4, 3e4], np.float32)
+    alike = np.exp(-900 / (2 * 2e4 * (2 * COCO17.sigmas[5]) ** 2))
+    assert len(suppress_poses(keypoints, scores, areas, COCO17, alike - 0.01)) == 1
+    assert len(suppress_poses(keypoints, scores, areas, COCO17, alike + 0.01)) == 2
+
+
 def test_suppression_leaves_out_joints_with_a_negative_score() -> None:
     keypoints = np.stack([pose(0), pose(0)])
     keypoints[1, :8, :2] += 500
@@ -70,6 +81,12 @@ def test_a_track_is_remembered_for_three_frames() -> None:
         for _ in range(missing):
             assert tracker.update(np.zeros((0, 17, 3), np.float32), np.zeros((0, 4), np.float32)) == []
         assert tracker.update(pose(2)[None], box(2)[None]) == [expected]
+
+
+def test_a_track_goes_where_its_person_goes() -> None:
+    tracker = GreedyTracker(POSETRACK)
+    for x in range(0, 400, 20):
+        assert tracker.update(pose(x)[None], box(x)[None]) == [0]
 
 
 def test_a_box_alone_keeps_a_track() -> None:

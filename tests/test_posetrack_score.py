@@ -20,6 +20,9 @@ from streampose.train.evaluate import run_eval
 from streampose.train.posetrack_labels import NUMBERED, read_sequence
 from streampose.train.posetrack_score import EVALUATED, inside
 
+VECTORS = json.loads(Path(__file__).with_name("posetrack_vectors.json").read_text())
+"""Small made-up sequences in both forms with whatever is odd (ties, borders, people without joints, repeated ids), and
+what the evaluator's rules give for them with the packages that it uses, motmetrics 1.4 and shapely 2.2."""
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "posetrack_ap"
 
 Content = dict[str, Any]
@@ -107,6 +110,16 @@ def test_figures_are_the_official_evaluators() -> None:
     assert set(figures["mota"]) == set(expected["mota"])
     for name, row in expected["mota"].items():
         assert figures["mota"][name] == pytest.approx(row, abs=1e-4)
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_figures_of_odd_sequences(evaluate: Evaluate, vector: Content) -> None:
+    figures, expected = evaluate(vector["gt"], vector["pred"]), vector["expected"]
+    for name in ("ap", "precision", "recall"):
+        assert figures[name] == pytest.approx(expected[name], abs=1e-9)
+    assert figures["ap_total"] == pytest.approx(expected["ap_total"], abs=1e-9)
+    for name, row in expected["mota"].items():
+        assert figures["mota"][name] == pytest.approx(row, abs=1e-9)
 
 
 @pytest.mark.parametrize("forms", [(as_2017, as_2017), (as_2017, dict), (dict, as_2017)])
@@ -286,6 +299,17 @@ def test_a_joint_at_the_origin_counts_if_it_has_a_flag(tmp_path: Path) -> None:
     read = read_sequence(path).frames[0].people[0]
     assert read.known[:4].tolist() == [False, True, True, False]
     assert read.keypoints[2].tolist() == [3, 4, 0]
+
+
+def test_of_two_points_with_one_number_the_first_counts(tmp_path: Path) -> None:
+    content = as_2017(sequence([person(0, 50)]))
+    points = content["annolist"][0]["annorect"][0]["annopoints"][0]["point"]
+    points += [{"id": [0], "x": [9], "y": [9], "score": [1.0]}, {"id": [15], "x": [9], "y": [9]}]
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(content))
+    read = read_sequence(path).frames[0].people[0]
+    assert read.keypoints[POSETRACK.joints.index("right_ankle")].tolist() == [50, 100, 1]
+    assert read.known.sum() == 15
 
 
 def damage(key: str, value: Any) -> Callable[[Content], None]:
