@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ from streampose.engines.manifest import FILE_NAME, GRAPHS, SCHEMA, Manifest, sha
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.geometry import between_crops, crop_affine, cut
-from streampose.model.network import CropEncoder, FamiPose, KeypointFuser, load
+from streampose.model import FamiPose, load
+from streampose.model.checkpoint import DETECTOR, read_checkpoint
+from streampose.model.network import CropEncoder, KeypointFuser
 from streampose.model.person import PersonExport, PersonNetwork
 from streampose.people import letterbox
 
@@ -30,7 +31,7 @@ TOLERANCE = 1e-3
 """Largest difference to torch that a bundle may have, as a share of the standard deviation of what is compared."""
 PIXEL_TOLERANCE = 0.05
 """Largest difference of a keypoint or box in input pixels."""
-(DETECTOR,) = GRAPHS["person-detector"]
+(DETECTOR_FILE,) = GRAPHS["person-detector"]
 PERSON_SIZE = (384, 384)
 
 
@@ -53,19 +54,17 @@ def build_from_checkpoint(
         raise ModelError(f"the target {target!r} cannot be built by this version; it builds: onnxruntime")
     if not 0 < score_threshold < 1:
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
+    description, weights = read_checkpoint(checkpoint)
+    if description != DETECTOR:
+        network = load(checkpoint)
+        if not network.offsets:
+            raise ModelError(f"{checkpoint} is a single-frame network; give the checkpoint of a fuser stage")
+        return build_bundle(network, out, out.name)
+    detector = PersonNetwork()
     try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
-        if any(str(name).startswith("fuser.") for name in weights):
-            network = load(checkpoint)
-            return build_bundle(network, out, out.name)
-        detector = PersonNetwork()
         detector.load_state_dict(weights)
-    except FileNotFoundError as error:
-        raise ModelError(f"{checkpoint} is missing; train one with: streampose train lite") from error
-    except OSError as error:
-        raise ModelError(f"{checkpoint} cannot be read: {error.strerror}; give a recipe's checkpoint.pt") from error
-    except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, AttributeError, EOFError) as error:
-        raise ModelError(f"{checkpoint} is no checkpoint of a whole pose network or of a person detector") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"{checkpoint}: its tensors are not those of the person detector") from error
     return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
 
 
@@ -126,8 +125,8 @@ def build_detector(module: nn.Module, out: Path, input_size: tuple[int, int], sc
     picture = letterbox(demo_frames(1)[0], input_size)[0][None]
     with _bundle(out) as folder, torch.inference_mode():
         example = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
-        export_onnx(module, {"frames": example}, ["boxes", "scores"], folder / DETECTOR, props)
-        boxes, scores = open_session(folder / DETECTOR, 2).run(["boxes", "scores"], {"frames": picture})
+        export_onnx(module, {"frames": example}, ["boxes", "scores"], folder / DETECTOR_FILE, props)
+        boxes, scores = open_session(folder / DETECTOR_FILE, 2).run(["boxes", "scores"], {"frames": picture})
         wanted_boxes, wanted_scores = (tensor.numpy() for tensor in module(torch.from_numpy(picture)))
         parity = {
             "boxes_max_px": float(np.abs(boxes - wanted_boxes).max()),
@@ -144,7 +143,7 @@ def build_detector(module: nn.Module, out: Path, input_size: tuple[int, int], sc
                 precision="fp32",
                 input_size=input_size,
                 input_format="uint8 BGR (B, H, W, 3), letterboxed at the top left, the rest 114",
-                files={DETECTOR: sha256(folder / DETECTOR)},
+                files={DETECTOR_FILE: sha256(folder / DETECTOR_FILE)},
                 versions=_versions(),
                 parity=parity,
                 score_threshold=round(score_threshold, 4),

@@ -230,7 +230,7 @@ def test_a_network_that_onnx_runtime_gets_wrong_is_not_written(tmp_path: Path, m
 def person_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     file = tmp_path / "checkpoint.pt"
-    torch.save({"ema": PersonNetwork().state_dict()}, file)
+    torch.save({"ema": PersonNetwork().state_dict(), "network": {"detector": "person"}}, file)
     return file
 
 
@@ -245,11 +245,16 @@ def test_a_detector_is_built_from_its_checkpoint(person_checkpoint: Path, tmp_pa
 
 
 def test_a_checkpoint_of_the_pose_network_becomes_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"ema": randomised().state_dict()}, tmp_path / "checkpoint.pt")
+    network = randomised()
+    torch.save({"ema": network.state_dict(), "network": network.description}, tmp_path / "checkpoint.pt")
     built: list[tuple[bool, Path, str]] = []
     monkeypatch.setattr(build, "build_bundle", lambda network, *rest: built.append((network.training, *rest)))
     build_from_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "mine")
     assert built == [(False, tmp_path / "mine", "mine")]
+
+
+LITE = {"backbone": "lite", "variant": "paper", "skeleton": "coco17", "offsets": [-1], "alignment": "per-frame",
+        "heatmap": "distribution"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -260,8 +265,15 @@ def test_a_checkpoint_of_the_pose_network_becomes_a_bundle(tmp_path: Path, monke
         (b"", "is no checkpoint"),
         (b"nonsense", "is no checkpoint"),
         ({"ema": {"encoder.head.weight": torch.zeros(1)}}, "is no checkpoint"),
-        ({"ema": torch.zeros(3)}, "is no checkpoint"),
-        ({"ema": {1: 2}}, "is no checkpoint"),
+        ({"ema": {"encoder.head.weight": torch.zeros(1)}, "network": LITE}, "its tensors are not those of lite"),
+        (
+            {"ema": {"encoder.head.weight": torch.zeros(1)}, "network": {"detector": "person"}},
+            "are not those of the person",
+        ),
+        ({"ema": {}, "network": LITE | {"backbone": "vit"}}, "does not know: unknown backbone 'vit'"),
+        ({"ema": {}, "network": {"backbone": "lite"}}, "does not know"),
+        ({"ema": torch.zeros(3), "network": LITE}, "is no checkpoint"),
+        ({"ema": {1: 2}, "network": LITE}, "its tensors are not those of lite"),
         (torch.zeros(3), "is no checkpoint"),
         ({"model": {}}, "is no checkpoint"),
         ([1], "is no checkpoint"),

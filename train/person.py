@@ -15,11 +15,13 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from streampose.errors import UsageError
+from streampose.model.checkpoint import DETECTOR
 from streampose.model.network import normalise
 from streampose.model.person import STRIDES, PersonNetwork, cell_centres
+from streampose.people import letterbox
 from streampose.train.loop import Batch
 from streampose.train.pack import Clip, Still, read_clips, read_stills
-from streampose.train.person_score import Scene, score_scenes
+from streampose.train.person_score import Scene, detect, score_scenes
 from streampose.train.recipe import PersonStage
 
 GREY = 114
@@ -29,6 +31,7 @@ LEVEL_RANGES_PX = ((0.0, 80.0), (48.0, 176.0), (112.0, 1e9))
 CENTRE_RADIUS = 1.5
 TURNED, TURN_DEG = 0.3, 25.0
 """Share of the pasted pictures that are turned, and by how much at most."""
+SHEET_PICTURES, SHEET_SCORE = 12, 0.4
 Rng = np.random.Generator
 
 
@@ -179,7 +182,10 @@ class PersonTask:
 
     def __init__(self, model: PersonNetwork, pictures: Mosaics, val: Sequence[Scene], trunk_lr: float) -> None:
         self.model = model
+        self.auxiliary = nn.Module()
+        self.network = dict(DETECTOR)
         self.dataset = pictures
+        self.epoch_samples = None
         self.val = val
         self.trunk_lr = trunk_lr
 
@@ -206,6 +212,27 @@ class PersonTask:
             "score": focal.sum() / count,
             "box": ((1 - general) * weight).sum() / weight.sum().clamp(min=1),
         }
+
+    def weight(self, batch: Batch) -> Tensor:
+        """How many cells answer for a person. The score's term is a mean over them, the box's nearly so."""
+        owner, _ = assign(batch["boxes"], batch["kinds"], batch["picture"].shape[1])
+        return (owner >= 0).sum().clamp(min=1)
+
+    def sheet(self, model: nn.Module) -> NDArray[np.uint8] | None:
+        """Validation pictures with the boxes that are found in them, letterboxed to the input's size."""
+        assert isinstance(model, PersonNetwork)
+        tiles = []
+        for scene in self.val[:: max(1, len(self.val) // SHEET_PICTURES)][:SHEET_PICTURES]:
+            tile, ratio = letterbox(scene.image(), (self.dataset.size, self.dataset.size))
+            for box, score in zip(*detect(model, scene.image(), self.dataset.size), strict=True):
+                if score >= SHEET_SCORE:
+                    x1, y1, x2, y2 = (int(side * ratio) for side in box)
+                    cv2.rectangle(tile, (x1, y1), (x2, y2), (60, 200, 255), 2)
+            tiles.append(tile)
+        if len(tiles) < SHEET_PICTURES:
+            return None
+        rows = [np.concatenate(tiles[start : start + 4], axis=1) for start in range(0, SHEET_PICTURES, 4)]
+        return np.concatenate(rows)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, PersonNetwork)

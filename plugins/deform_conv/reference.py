@@ -23,23 +23,21 @@ def deform_conv2d_reference(
 ) -> Tensor:
     """See `deform_conv2d`, which has the contract. Differentiable in every tensor."""
     batch, channels, height, width = x.shape
-    outputs, _, kernel_h, kernel_w = weight.shape
+    outputs, per_group, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w
     out_h, out_w = offset.shape[2:]
     shifts = offset.reshape(batch * offset_groups, taps, 2, out_h, out_w)
     tap = torch.arange(taps, device=x.device)
     rows = torch.arange(out_h, device=x.device) * stride[0] - padding[0]
     columns = torch.arange(out_w, device=x.device) * stride[1] - padding[1]
-    y = shifts[:, :, 0] + rows[:, None] + (tap // kernel_w * dilation[0])[:, None, None]
-    x_at = shifts[:, :, 1] + columns + (tap % kernel_w * dilation[1])[:, None, None]
-    grid = torch.stack([(x_at + 0.5) * (2 / width) - 1, (y + 0.5) * (2 / height) - 1], dim=-1)
+    y = (rows[:, None] + (tap // kernel_w * dilation[0])[:, None, None]) + shifts[:, :, 0]
+    x_at = (columns + (tap % kernel_w * dilation[1])[:, None, None]) + shifts[:, :, 1]
+    grid = torch.stack([(x_at + 0.5) * 2 / width - 1, (y + 0.5) * 2 / height - 1], dim=-1)
     maps = x.reshape(batch * offset_groups, channels // offset_groups, height, width)
     flat_grid = grid.reshape(batch * offset_groups, taps * out_h, out_w, 2)
     sampled = functional.grid_sample(maps, flat_grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    sampled = sampled.view(batch, offset_groups, channels // offset_groups, taps, out_h * out_w)
+    sampled = sampled.view(batch, offset_groups, channels // offset_groups, taps, out_h, out_w)
     if mask is not None:
-        sampled = sampled * mask.reshape(batch, offset_groups, 1, taps, out_h * out_w)
-    columns_of_taps = sampled.reshape(batch, groups, channels // groups * taps, out_h * out_w)
-    filters = weight.reshape(1, groups, outputs // groups, channels // groups * taps)
-    y_out = (filters @ columns_of_taps).view(batch, outputs, out_h, out_w)
-    return y_out if bias is None else y_out + bias.view(1, -1, 1, 1)
+        sampled = sampled * mask.reshape(batch, offset_groups, 1, taps, out_h, out_w)
+    filters = weight.reshape(outputs, per_group * taps, 1, 1)
+    return functional.conv2d(sampled.reshape(batch, channels * taps, out_h, out_w), filters, bias, groups=groups)

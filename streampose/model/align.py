@@ -8,6 +8,8 @@ Where the crops are the same, the known transform is the identity and nothing of
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +26,13 @@ def zero(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """No autocast: sampling positions are never of reduced precision."""
+    if torch.is_autocast_enabled(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return nullcontext()
 
 
 def cell_grid(height: int, width: int, like: Tensor) -> Tensor:
@@ -117,7 +126,7 @@ def sampling_offsets(local: Tensor, affines: Tensor) -> Tensor:
 
 
 class Alignment(nn.Module):
-    """Supporting maps resampled to fit the key frame's.
+    """Supporting maps resampled to fit the key frame's, each by itself.
 
     Args:
         channels: C of the maps.
@@ -147,13 +156,69 @@ class Alignment(nn.Module):
             aligned (B, S, C, h, w), translations (B, S, 2) x, y in cells.
         """
         batch, count = supports.shape[:2]
-        flat, known = supports.flatten(0, 1), transforms.flatten(0, 1)
+        flat = supports.flatten(0, 1)
         repeated = key.unsqueeze(1).expand_as(supports).flatten(0, 1)
-        small, key_small = functional.avg_pool2d(flat, 2), functional.avg_pool2d(repeated, 2)
-        translation = 2 * self.global_transformation(key_small, warp(small, scaled(known, 2 * cell_px)))
-        affines = scaled(known, cell_px)
-        affines = torch.cat([affines[:, :, :2], affines[:, :, 2:] + translation[:, :, None]], dim=2)
-        local, masks = self.local_offsets(repeated, warp(flat, affines))
-        offsets = sampling_offsets(local, affines)
-        aligned = deform_conv2d(flat, offsets, masks, self.weight, self.bias, padding=(1, 1), offset_groups=self.groups)
+        affines, translation = self.place(repeated, flat, transforms.flatten(0, 1), cell_px)
+        aligned = self.sample(repeated, flat, affines)
         return aligned.view_as(supports), translation.view(batch, count, 2)
+
+    def place(self, key: Tensor, supports: Tensor, known: Tensor, cell_px: float) -> tuple[Tensor, Tensor]:
+        """Known transform, then the learned translation.
+
+        Args:
+            key, supports: (N, C, h, w).
+            known: (N, 2, 3) from key-crop to supporting-crop pixels.
+
+        Returns:
+            affines (N, 2, 3) from key cells to supporting cells, translations (N, 2) in cells.
+        """
+        small, key_small = functional.avg_pool2d(supports, 2), functional.avg_pool2d(key, 2)
+        with full_precision(supports):
+            near = warp(small.float(), scaled(known, 2 * cell_px))
+        translation = 2 * self.global_transformation(key_small, near).float()
+        affines = scaled(known, cell_px)
+        return torch.cat([affines[:, :, :2], affines[:, :, 2:] + translation[:, :, None]], dim=2), translation
+
+    def sample(self, key: Tensor, supports: Tensor, affines: Tensor) -> Tensor:
+        """The deformable convolution: supports (N, C, h, w) looked up where `affines` and the local offsets point."""
+        with full_precision(supports):
+            moved = warp(supports.float(), affines)
+        local, masks = self.local_offsets(key, moved)
+        with full_precision(supports):
+            offsets = sampling_offsets(local.float(), affines)
+            return deform_conv2d(
+                supports.float(), offsets, masks.float(), self.weight, self.bias, padding=(1, 1),
+                offset_groups=self.groups,
+            )  # fmt: skip
+
+
+class JointAlignment(nn.Module):
+    """The released network's order: every supporting map is moved as a whole, all are aggregated to one map, and the
+    aggregate is aligned.
+
+    Args:
+        channels: C of the maps.
+        supports: S, how many supporting maps there always are.
+        groups: offset groups of the deformable convolution.
+
+    Forward: as `Alignment`, but aligned is (B, 1, C, h, w).
+    """
+
+    def __init__(self, channels: int, supports: int, groups: int = 4) -> None:
+        super().__init__()
+        self.supports = supports
+        self.single = Alignment(channels, groups)
+        self.aggregate = conv_bn(supports * channels, channels)
+
+    def forward(self, key: Tensor, supports: Tensor, transforms: Tensor, cell_px: float) -> tuple[Tensor, Tensor]:
+        batch, count = supports.shape[:2]
+        if count != self.supports:
+            raise ValueError(f"this network was made for {self.supports} supporting frames, got {count}")
+        flat = supports.flatten(0, 1)
+        repeated = key.unsqueeze(1).expand_as(supports).flatten(0, 1)
+        affines, translation = self.single.place(repeated, flat, transforms.flatten(0, 1), cell_px)
+        with full_precision(flat):
+            moved = warp(flat.float(), affines)
+        merged = self.aggregate(moved.view(batch, -1, *moved.shape[2:]))
+        still = torch.eye(2, 3, device=key.device).expand(batch, 2, 3)
+        return self.single.sample(key, merged, still).unsqueeze(1), translation.view(batch, count, 2)

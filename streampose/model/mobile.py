@@ -49,6 +49,11 @@ def conv_bn(
     return nn.Sequential(*layers)
 
 
+def separable(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    """Depthwise, then pointwise convolution, each with BatchNorm and ReLU6."""
+    return nn.Sequential(conv_bn(inputs, inputs, kernel, groups=inputs), conv_bn(inputs, outputs))
+
+
 def folded(module: nn.Module) -> nn.Module:
     """A copy for inference, each BatchNorm folded into the convolution before it: computes the same, faster."""
     copy = deepcopy(module).eval()

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streampose.errors import ModelError, UsageError
-from streampose.model.lite import LiteEncoder, LiteFuser
+from streampose.errors import UsageError
+from streampose.model.fuser import STRIDE, Fused, Fuser
+from streampose.model.hrnet import HRNet
+from streampose.model.lite import LiteEncoder
 from streampose.model.mobile import EfficientNetLite0
+from streampose.model.released import SUPPORTS, ReleasedFuser, from_released
+from streampose.skeleton import COCO17, POSETRACK, SKELETONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STRIDE = 4
 MEAN_RADIUS = 3
 SCORE_RADIUS = 5
+BACKBONES = ("lite", "hrnet-w32", "hrnet-w48")
+LITE_OFFSETS = (-4, -3, -2, -1)
+PAPER_OFFSETS = (-2, -1, 1, 2)
 
 
 def normalise(crops: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 BGR -> (B, 3, H, W) float32 RGB, zero mean and unit deviation over ImageNet."""
     rgb = crops.flip(-1).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255
+    mean = torch.tensor(IMAGENET_MEAN, device=crops.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=crops.device).view(1, 3, 1, 1) * 255
     return (rgb - mean) / std
 
 
@@ -43,16 +50,24 @@ def centre(crops: Tensor) -> Tensor:
     return crops.permute(0, 3, 1, 2).float() - mean
 
 
-def decode(logits: Tensor) -> Tensor:
-    """The keypoint of each map: the mean of its distribution around the peak, and how sure that is.
+def decode(heatmaps: Tensor, kind: str = "distribution") -> Tensor:
+    """The keypoint of each map.
 
     Args:
-        logits: (B, J, h, w); a map's softmax is the distribution of its joint.
+        heatmaps: (B, J, h, w).
+        kind: "distribution": a map's softmax is the distribution of its joint; the keypoint is its mean within 3 cells
+            of the peak, the score the share within 5 cells, which is how likely the network thinks the joint is that
+            near. "gaussian": a map is a Gaussian of height 1; the keypoint is the vertex of the parabola through the
+            peak's and its neighbours' logarithms (exact for a Gaussian; at most one cell away), the score the peak.
 
     Returns:
-        (B, J, 3) float32: x, y in crop pixels (4 a cell), the mean within 3 cells of the peak; and as score, 0..1, the
-        share of the distribution within 5 cells, which is how likely the network thinks the joint is that near.
+        (B, J, 3) float32: x, y in crop pixels (4 a cell; continuous, a cell's centre is at .5), and a score 0..1.
     """
+    decoded = _decode_distribution if kind == "distribution" else _decode_gaussian
+    return decoded(heatmaps.float())
+
+
+def _decode_distribution(logits: Tensor) -> Tensor:
     height, width = logits.shape[2:]
     p = functional.softmax(logits.flatten(2), dim=2)
     peak = p.argmax(dim=2, keepdim=True)
@@ -67,21 +82,67 @@ def decode(logits: Tensor) -> Tensor:
     return torch.stack([mean_x * STRIDE, mean_y * STRIDE, score], dim=2)
 
 
+def _decode_gaussian(maps: Tensor) -> Tensor:
+    height, width = maps.shape[2:]
+    flat = maps.flatten(2)
+    score, peak = flat.max(dim=2)
+    x, y = peak % width, peak // width
+    log = flat.clamp(min=1e-6).log()
+    shifts = []
+    for place, step, last in ((x, 1, width - 1), (y, width, height - 1)):
+        cells = [(peak + k * step).clamp(0, height * width - 1) for k in (0, -1, 1)]
+        middle, before, after = (log.gather(2, cell[..., None])[..., 0] for cell in cells)
+        curve = before + after - 2 * middle
+        vertex = 0.5 * (before - after) / curve.clamp(max=-1e-6)
+        inside = (curve < -1e-6) & (place > 0) & (place < last)
+        shifts.append(torch.where(inside, vertex.clamp(-1, 1), torch.zeros_like(vertex)))
+    points = [(x + 0.5 + shifts[0]) * STRIDE, (y + 0.5 + shifts[1]) * STRIDE]
+    return torch.stack([*points, score.clamp(0, 1)], dim=2)
+
+
 class FamiPose(nn.Module):
     """FAMI-Pose (CVPR 2022, arXiv 2203.15227) split where it streams: `encode` once a frame, `fuse` once a window.
 
-    Args:
+    Attributes:
         encoder: frames (B, 3, H, W) to features (B, C, H/4, W/4); has a single-frame `head`.
-        fuser: features of a window and transforms to heatmaps.
+        fuser: features of a window and transforms to heatmaps; None in a single-frame network (no offsets).
+        backbone, variant, alignment, heatmap: see `fami_pose`.
+        skeleton: name of the joints, see `streampose.skeleton`.
         offsets: the supporting frames, relative to the key frame, in the order of the windows.
     """
 
-    def __init__(self, encoder: LiteEncoder, fuser: LiteFuser, offsets: tuple[int, ...]) -> None:
+    def __init__(
+        self, encoder: LiteEncoder | HRNet, fuser: Fuser | ReleasedFuser | None, description: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.fuser = fuser
-        self.offsets = offsets
+        self.description = dict(description)
         self.encoder_frozen = False
+
+    @property
+    def backbone(self) -> str:
+        return str(self.description["backbone"])
+
+    @property
+    def variant(self) -> str:
+        return str(self.description["variant"])
+
+    @property
+    def heatmap(self) -> str:
+        return str(self.description["heatmap"])
+
+    @property
+    def skeleton(self) -> str:
+        return str(self.description["skeleton"])
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        return tuple(self.description["offsets"])
+
+    @property
+    def joints(self) -> int:
+        return len(SKELETONS[self.skeleton].joints)
 
     def freeze_encoder(self) -> None:
         """Fix the encoder; its BatchNorm keeps its statistics whatever mode the rest is in."""
@@ -102,16 +163,25 @@ class FamiPose(nn.Module):
             frames: (B, T, 3, H, W) float32 normalised, key frame first, then the supports in the order of `offsets`.
 
         Returns:
-            (B, J, H/4, W/4); the softmax of a map is the distribution of its joint.
+            (B, J, H/4, W/4), of the kind that `heatmap` names; see `decode`.
+
+        Raises:
+            ValueError: see `encode` and `fuse_parts`.
         """
         batch, count = frames.shape[:2]
         features = self.encode(frames.flatten(0, 1))
         features = features.view(batch, count, *features.shape[1:])
-        same = torch.eye(2, 3, dtype=frames.dtype, device=frames.device).expand(batch, count, 2, 3)
+        same = torch.eye(2, 3, dtype=features.dtype, device=frames.device).expand(batch, count, 2, 3)
         return self.fuse(features, same)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 normalised -> features (B, C, H/4, W/4). H and W are divisible by 32."""
+        """(B, 3, H, W) float32 normalised -> features (B, C, H/4, W/4).
+
+        Raises:
+            ValueError: H or W is not divisible by 32.
+        """
+        if frames.shape[-2] % 32 or frames.shape[-1] % 32:
+            raise ValueError(f"crops have sides divisible by 32, got {tuple(frames.shape[-2:])}")
         features: Tensor = self.encoder(frames)
         return features
 
@@ -124,14 +194,45 @@ class FamiPose(nn.Module):
 
         Returns:
             (B, J, h, w).
+
+        Raises:
+            ValueError: see `fuse_parts`.
         """
-        heatmaps: Tensor = self.fuser(features, transforms)
-        return heatmaps
+        if self.fuser is None:
+            return self.single(features[:, 0])
+        return self.fuse_parts(features, transforms).heatmaps
+
+    def fuse_parts(self, features: Tensor, transforms: Tensor) -> Fused:
+        """As `fuse`, with what lies between; see `Fused`.
+
+        Raises:
+            ValueError: a window without supporting frames, or not the frames that a joint alignment or the released
+                network was made for.
+        """
+        if self.fuser is None or features.shape[1] < 2:
+            raise ValueError(f"nothing to fuse: {features.shape[1]} frames, network for offsets {list(self.offsets)}")
+        parts: Fused = self.fuser(features, transforms)
+        return parts
 
     def single(self, features: Tensor) -> Tensor:
         """Heatmaps (B, J, h, w) of single frames' features (B, C, h, w), by the encoder's own head."""
         heatmaps: Tensor = self.encoder.head(features)
         return heatmaps
+
+    def decode(self, heatmaps: Tensor) -> Tensor:
+        """Keypoints of this network's heatmaps, see `decode`."""
+        return decode(heatmaps, self.heatmap)
+
+    def load_released(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of the network that the authors released, by their names.
+
+        Raises:
+            UsageError: this is not `variant="released"`.
+            ModelError: tensors are missing, left over or of another shape.
+        """
+        if self.variant != "released":
+            raise UsageError('load_released is for fami_pose("hrnet-w48", variant="released")')
+        self.load_state_dict(from_released(state, self.state_dict()))
 
 
 class CropEncoder(nn.Module):
@@ -140,10 +241,12 @@ class CropEncoder(nn.Module):
     def __init__(self, network: FamiPose) -> None:
         super().__init__()
         self.encoder = deepcopy(network.encoder)
-        take_bgr(self.encoder.trunk)
+        self.centred = isinstance(self.encoder, LiteEncoder)
+        if isinstance(self.encoder, LiteEncoder):
+            take_bgr(self.encoder.trunk)
 
     def forward(self, crops: Tensor) -> Tensor:
-        features: Tensor = self.encoder(centre(crops))
+        features: Tensor = self.encoder(centre(crops) if self.centred else normalise(crops))
         return features
 
 
@@ -155,39 +258,66 @@ class KeypointFuser(nn.Module):
         self.network = network
 
     def forward(self, features: Tensor, transforms: Tensor) -> Tensor:
-        return decode(self.network.fuse(features, transforms))
+        return self.network.decode(self.network.fuse(features, transforms))
 
 
-LITE_OFFSETS = (-4, -3, -2, -1)
-
-
-def fami_pose(backbone: str = "lite", offsets: tuple[int, ...] = LITE_OFFSETS) -> FamiPose:
+def fami_pose(
+    backbone: str = "lite",
+    offsets: Sequence[int] | None = None,
+    *,
+    variant: str = "paper",
+    skeleton: str | None = None,
+    alignment: str = "per-frame",
+    heatmap: str | None = None,
+) -> FamiPose:
     """A network with random weights.
 
     Args:
-        backbone: "lite".
-        offsets: supporting frames relative to the key frame.
+        backbone: "lite", "hrnet-w32" or "hrnet-w48".
+        offsets: supporting frames relative to the key frame; by default (-4, -3, -2, -1) for lite and the paper's
+            (-2, -1, 1, 2) for HRNet. Empty for a single-frame network.
+        variant: "paper", or "released": the network that the authors released (hrnet-w48 only).
+        skeleton: name of the joints; by default "coco17", or "posetrack" for the released network.
+        alignment: of "paper": "per-frame" or "joint", see `Fuser`.
+        heatmap: what the maps are, see `decode`: "distribution" (lite's default) or "gaussian" (HRNet's, as public
+            weights are trained).
 
     Raises:
-        UsageError: an unknown backbone.
+        UsageError: an unknown name, or what does not go together.
     """
-    if backbone != "lite":
-        raise UsageError(f"unknown backbone {backbone!r}; there is: lite")
-    return FamiPose(LiteEncoder(), LiteFuser(), offsets)
+    if backbone not in BACKBONES:
+        raise UsageError(f"unknown backbone {backbone!r}; there are: {', '.join(BACKBONES)}")
+    if variant not in ("paper", "released"):
+        raise UsageError(f"unknown variant {variant!r}; there are: paper, released")
+    lite = backbone == "lite"
+    offsets = tuple(offsets if offsets is not None else LITE_OFFSETS if lite else PAPER_OFFSETS)
+    skeleton = skeleton or (POSETRACK.name if variant == "released" else COCO17.name)
+    heatmap = heatmap or ("distribution" if lite else "gaussian")
+    if skeleton not in SKELETONS:
+        raise UsageError(f"unknown skeleton {skeleton!r}; there are: {', '.join(SKELETONS)}")
+    if heatmap not in ("distribution", "gaussian"):
+        raise UsageError(f"unknown heatmap {heatmap!r}; there are: distribution, gaussian")
+    if 0 in offsets or len(set(offsets)) < len(offsets):
+        raise UsageError(
+            f"offsets are the supporting frames' distances from the key frame, each once, got {list(offsets)}"
+        )
+    description = {
+        "backbone": backbone, "variant": variant, "skeleton": skeleton, "offsets": list(offsets),
+        "alignment": alignment, "heatmap": heatmap,
+    }  # fmt: skip
+    joints = len(SKELETONS[skeleton].joints)
+    if variant == "released":
+        if (backbone, len(offsets), joints) != ("hrnet-w48", SUPPORTS, 17) or alignment != "per-frame":
+            raise UsageError("the released network is hrnet-w48 with four supporting frames and 17 joints")
+        return FamiPose(HRNet(48, joints), ReleasedFuser(), description)
+    encoder = LiteEncoder(joints) if lite else HRNet(int(backbone.removeprefix("hrnet-w")), joints)
+    return FamiPose(encoder, _fuser(encoder, joints, len(offsets), alignment), description)
 
 
-def load(checkpoint: Path) -> FamiPose:
-    """The lite network from a training checkpoint, in evaluation mode, on the CPU.
-
-    Raises:
-        ModelError: the file is missing, is no checkpoint, or belongs to another network.
-    """
-    network = fami_pose("lite")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["ema"])
-    except FileNotFoundError as error:
-        raise ModelError(f"{checkpoint} is missing; train one with: streampose train lite") from error
-    except Exception as error:
-        raise ModelError(f"{checkpoint} is not a checkpoint of the lite network") from error
-    return network.eval()
+def _fuser(encoder: LiteEncoder | HRNet, joints: int, supports: int, alignment: str) -> Fuser | None:
+    if not supports:
+        return None
+    if isinstance(encoder, LiteEncoder):
+        return Fuser(encoder.channels, joints, supports, motion_channels=32, narrow=2, alignment=alignment)
+    width = encoder.channels
+    return Fuser(width, joints, supports, width, narrow=1, groups=width // 4, width=2 * width, alignment=alignment)
