@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="needs the [train] extra")
 from streampose.errors import UsageError
 from streampose.skeleton import POSETRACK
 from streampose.train.evaluate import run_eval
+from streampose.train.mot import ClearMot
 from streampose.train.posetrack_labels import NUMBERED, read_sequence
 from streampose.train.posetrack_score import EVALUATED, inside
 
@@ -120,6 +121,16 @@ def test_figures_of_odd_sequences(evaluate: Evaluate, vector: Content) -> None:
     assert figures["ap_total"] == pytest.approx(expected["ap_total"], abs=1e-9)
     for name, row in expected["mota"].items():
         assert figures["mota"][name] == pytest.approx(row, abs=1e-9)
+
+
+def test_two_tracks_of_one_id() -> None:
+    """Both objects had the track last, and each keeps one; distances are as motmetrics 1.4 sums them."""
+    mot, nan = ClearMot(), np.nan
+    mot.update([2], [5], np.array([[0.1]]))
+    mot.update([1], [5], np.array([[0.1]]))
+    mot.update([1, 2], [5, 5], np.array([[0.1, nan], [nan, 0.2]]))
+    assert (mot.matches, mot.switches, mot.misses, mot.false_positives) == (4, 0, 0, 0)
+    assert mot.distance == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize("forms", [(as_2017, as_2017), (as_2017, dict), (dict, as_2017)])

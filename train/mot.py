@@ -58,17 +58,18 @@ class ClearMot:
 
     def _continue(self, objects: Sequence[int], tracks: Sequence[int], open_pairs: Array) -> int:
         """Keep the pairs of before that are still within reach; takes them out of `open_pairs` and counts them."""
-        kept = 0
+        taken: set[int] = set()  # an id may be there twice
         for row, name in enumerate(objects):
-            column = next((c for c, track in enumerate(tracks) if track == self._track_of.get(name)), None)
+            last = self._track_of.get(name)
+            column = next((c for c, track in enumerate(tracks) if track == last and c not in taken), None)
             if column is None or np.isnan(open_pairs[row, column]):
                 continue
             self.distance += float(open_pairs[row, column])
             self._matched_objects.add(name)
             self._matched_tracks.add(tracks[column])
             open_pairs[row, :] = open_pairs[:, column] = np.nan
-            kept += 1
-        return kept
+            taken.add(column)
+        return len(taken)
 
     def _pair(self, name: int, track: int, distance: float) -> None:
         """A new pair, perhaps a switch."""
