@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -17,12 +17,40 @@ from streampose.people import PersonDetector
 from streampose.skeleton import JHMDB
 from streampose.train.box_file import BoxFile
 from streampose.train.jhmdb_score import pck, person_sizes, torso_sizes
-from streampose.train.predict import BATCH, Place, PoseModel, Window, estimate_subjects
-from streampose.train.windows import Subject
+from streampose.train.predict import BATCH, Boxed, Frames, Place, PoseModel, Window, estimate_subjects
 
 Array = NDArray[np.float32]
-Propose = Callable[[Subject], Array | None]
 JOINTS = len(JHMDB.joints)
+
+
+class Video(Frames, Protocol):
+    """A video, called "action/name"."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class LabelledPerson(Boxed, Protocol):
+    """Somebody with a box and keypoints (15, 3): x, y, weight."""
+
+    @property
+    def keypoints(self) -> Array: ...
+
+
+class Subject(Protocol):
+    """Somebody in a frame of a video: a `train.windows.Subject` of this data set."""
+
+    @property
+    def source(self) -> Video: ...
+    @property
+    def person(self) -> LabelledPerson: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def support_indices(self) -> tuple[int, ...]: ...
+
+
+Propose = Callable[[Subject], Array | None]
 
 
 class _Entry(msgspec.Struct):
@@ -99,7 +127,7 @@ def evaluate_split(
     return _figures(subjects, found, split, where)
 
 
-def read_test_subjects(root: Path, split: int, offsets: Sequence[int]) -> list[Subject]:
+def read_test_subjects(root: Path, split: int, offsets: Sequence[int]) -> Sequence[Subject]:
     """The people of a split's test videos; see `train.datasets.read_subjects`.
 
     Raises:
@@ -107,7 +135,7 @@ def read_test_subjects(root: Path, split: int, offsets: Sequence[int]) -> list[S
     """
     from streampose.train.datasets import read_subjects
 
-    subjects: list[Subject] = read_subjects("jhmdb", root, f"test{split}", tuple(offsets))
+    subjects: Sequence[Subject] = read_subjects("jhmdb", root, f"test{split}", tuple(offsets))
     if not subjects:
         raise UsageError(f"{root} has no test videos in split {split}")
     return subjects
