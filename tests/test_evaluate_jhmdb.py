@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 pytest.importorskip("torch", reason="needs the [train] extra")
 
@@ -18,34 +19,23 @@ from streampose.errors import OutputError, UsageError
 from streampose.skeleton import COCO17, JHMDB, Skeleton
 from streampose.train import jhmdb_eval, predict
 from streampose.train.evaluate import run_eval
+from streampose.train.frame_files import FrameFiles
+from streampose.train.pack import Person
+from streampose.train.windows import Subject
 
 SIZE = (40, 80)
 """Width and height of the rectangle; it walks right by 5 px a frame."""
 SHARES = np.random.default_rng(11).uniform(0.1, 0.9, (15, 2))
 
 
-@dataclass(frozen=True)
-class Video:
-    name: str
+class Video(FrameFiles):
+    def __init__(self, name: str) -> None:
+        super().__init__([Path("pictures") / name / "00001.png"])
 
     def image(self, index: int) -> np.ndarray:
         picture = np.zeros((120, 160, 3), np.uint8)
         picture[20:100, 30 + 5 * index : 70 + 5 * index] = 255
         return picture
-
-
-@dataclass(frozen=True)
-class Person:
-    box: np.ndarray
-    keypoints: np.ndarray
-
-
-@dataclass(frozen=True)
-class Subject:
-    source: Video
-    person: Person
-    index: int
-    support_indices: tuple[int, ...]
 
 
 @dataclass
@@ -70,19 +60,20 @@ class Model:
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     """The model that `--model stub` opens, and two videos of three frames as split 2."""
 
-    def read_test_subjects(root: Path, split: int, offsets: tuple[int, ...]) -> list[Subject]:
-        assert (root, split) == (Path("data"), 2)
+    def read_subjects(name: str, root: Path, split: str, offsets: tuple[int, ...]) -> list[Subject]:
+        assert (name, root, split) == ("jhmdb", Path("data"), "test2")
         subjects = []
         for video in (Video("run/a"), Video("walk/b")):
             for index in range(3):
                 box = np.array([30 + 5 * index, 20, 70 + 5 * index, 100], np.float32)
                 points = np.column_stack([SHARES * SIZE + box[:2], np.ones(15)]).astype(np.float32)
                 supports = tuple(min(max(index + offset, 0), 2) for offset in offsets)
-                subjects.append(Subject(video, Person(box, points), index, supports))
+                person = Person(box, points, points[:, 2] > 0, False, False, -1)
+                subjects.append(Subject(video, person, index, supports, JHMDB))
         return subjects
 
     stub = Model()
-    monkeypatch.setattr(jhmdb_eval, "read_test_subjects", read_test_subjects)
+    monkeypatch.setattr(jhmdb_eval, "read_subjects", read_subjects)
     monkeypatch.setattr(predict, "open_model", lambda *_: stub)
     return stub
 
@@ -172,3 +163,30 @@ def test_what_cannot_be(model: Model, tmp_path: Path) -> None:
     model.skeleton = COCO17
     with pytest.raises(UsageError, match="the joints of coco17; Sub-JHMDB needs those of jhmdb"):
         evaluate()
+
+
+def test_on_the_data_sets_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips of an action, one for training, in Sub-JHMDB's layout; pixels of its files count from 1."""
+    for clip in ("one", "two"):
+        folder = tmp_path / "Rename_Images" / "run" / clip
+        folder.mkdir(parents=True)
+        positions = np.zeros((2, 15, 3))
+        for index in range(3):
+            assert cv2.imwrite(str(folder / f"{index + 1:05d}.png"), Video("run/one").image(index))
+            positions[:, :, index] = (SHARES * SIZE + [30 + 5 * index, 20]).T + 0.5
+        (tmp_path / "joint_positions" / "run" / clip).mkdir(parents=True)
+        savemat(tmp_path / "joint_positions" / "run" / clip / "joint_positions.mat", {"pos_img": positions})
+    (tmp_path / "sub_splits").mkdir()
+    (tmp_path / "sub_splits" / "run_test_split_3.txt").write_text("one 1\ntwo 2\n")
+    stub = Model()
+    monkeypatch.setattr(predict, "open_model", lambda *_: stub)
+    figures = run_eval("jhmdb", tmp_path, "stub", split=3, save_pred=tmp_path / "out")
+    assert figures["frames"] == 3
+    assert figures["pck_torso"]["mean_15"] == pytest.approx(100)
+    assert np.abs(stub.seen[0].astype(int)[2, 2] - stub.seen[0][2, 0]).max() == 0  # the last frame supports itself
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [(entry["video"], entry["frame"]) for entry in entries] == [("run/two", index) for index in range(3)]
+    again = run_eval("jhmdb", tmp_path, None, pred=tmp_path / "out" / "predictions.json", split=3)
+    assert again["pck_person"] == figures["pck_person"]
+    with pytest.raises(UsageError, match=r"is not Sub-JHMDB's folder"):
+        run_eval("jhmdb", tmp_path, "stub", split=2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -13,36 +13,47 @@ from numpy.typing import NDArray
 from streampose.errors import UsageError
 
 Image = NDArray[np.uint8]
-_KEPT = 16
+_KEPT = 24
+"""Decoded frames that a process keeps, of all sequences together: 65 MB of 1280x720."""
 
 
 class FrameFiles:
-    """The frames of a sequence by their place; the last few stay decoded, for windows overlap."""
+    """The frames of a sequence, or one still, by their place; frames that windows share are decoded once."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
-        self._decoded: OrderedDict[int, Image] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """The last two folders that the pictures are in: of Sub-JHMDB, "action/clip"."""
+        return "/".join(self._paths[0].parts[-3:-1])
+
+    @property
+    def moving(self) -> bool:
+        """Whether there is more than one frame."""
+        return len(self._paths) > 1
 
     def image(self, index: int) -> Image:
-        """Frame `index`, (H, W, 3) uint8 BGR.
+        """Frame `index`, (H, W, 3) uint8 BGR, read-only.
 
         Raises:
             UsageError: its file is missing or damaged.
         """
-        if index not in self._decoded:
-            path = self._paths[index]
-            try:
-                encoded = np.frombuffer(path.read_bytes(), np.uint8)
-            except OSError as error:
-                raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-            pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
-            if pixels is None:
-                raise UsageError(f"{path} is not a picture that can be decoded")
-            self._decoded[index] = np.asarray(pixels, np.uint8)
-        self._decoded.move_to_end(index)
-        while len(self._decoded) > _KEPT:
-            self._decoded.popitem(last=False)
-        return self._decoded[index]
+        return _decode(self._paths[index])
+
+
+@lru_cache(maxsize=_KEPT)
+def _decode(path: Path) -> Image:
+    try:
+        encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+    if pixels is None:
+        raise UsageError(f"{path} is not a picture that can be decoded")
+    image = np.asarray(pixels, np.uint8)
+    image.flags.writeable = False
+    return image
 
 
 def supports(index: int, offsets: Sequence[int], frames: int) -> tuple[int, ...]:

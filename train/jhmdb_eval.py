@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,40 +16,14 @@ from streampose.errors import OutputError, UsageError
 from streampose.people import PersonDetector
 from streampose.skeleton import JHMDB
 from streampose.train.box_file import BoxFile
+from streampose.train.datasets import read_subjects
+from streampose.train.frame_files import FrameFiles
 from streampose.train.jhmdb_score import pck, person_sizes, torso_sizes
-from streampose.train.predict import BATCH, Boxed, Frames, Place, PoseModel, Window, estimate_subjects
+from streampose.train.predict import BATCH, Place, PoseModel, Window, estimate_subjects
+from streampose.train.windows import Subject
 
 Array = NDArray[np.float32]
 JOINTS = len(JHMDB.joints)
-
-
-class Video(Frames, Protocol):
-    """A video, called "action/name"."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class LabelledPerson(Boxed, Protocol):
-    """Somebody with a box and keypoints (15, 3): x, y, weight."""
-
-    @property
-    def keypoints(self) -> Array: ...
-
-
-class Subject(Protocol):
-    """Somebody in a frame of a video: a `train.windows.Subject` of this data set."""
-
-    @property
-    def source(self) -> Video: ...
-    @property
-    def person(self) -> LabelledPerson: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def support_indices(self) -> tuple[int, ...]: ...
-
-
 Propose = Callable[[Subject], Array | None]
 
 
@@ -76,9 +50,9 @@ def evaluate_split_predictions(root: Path, split: int, pred: Path) -> dict[str, 
     Raises:
         UsageError: a file is missing or not what it must be.
     """
-    subjects = read_test_subjects(root, split, ())
+    subjects = read_subjects("jhmdb", root, f"test{split}", ())
     found = np.full((len(subjects), JOINTS, 3), np.nan, np.float32)
-    places = {(subject.source.name, subject.index): place for place, subject in enumerate(subjects)}
+    places = {(_video(subject), subject.index): place for place, subject in enumerate(subjects)}
     seen = set()
     for index, entry in enumerate(_read(pred)):
         key = (entry.video, entry.frame)
@@ -115,7 +89,7 @@ def evaluate_split(
     """
     if model.skeleton.name != JHMDB.name:
         raise UsageError(f"the model has the joints of {model.skeleton.name}; Sub-JHMDB needs those of {JHMDB.name}")
-    subjects = read_test_subjects(root, split, model.offsets)
+    subjects = read_subjects("jhmdb", root, f"test{split}", model.offsets)
     propose, where = _proposals(boxes, detector, subjects)
     found = np.full((len(subjects), JOINTS, 3), np.nan, np.float32)
     for places in _batches(len(subjects)):
@@ -127,18 +101,10 @@ def evaluate_split(
     return _figures(subjects, found, split, where)
 
 
-def read_test_subjects(root: Path, split: int, offsets: Sequence[int]) -> Sequence[Subject]:
-    """The people of a split's test videos; see `train.datasets.read_subjects`.
-
-    Raises:
-        UsageError: the folder has another layout, or the split has no test videos.
-    """
-    from streampose.train.datasets import read_subjects
-
-    subjects: Sequence[Subject] = read_subjects("jhmdb", root, f"test{split}", tuple(offsets))
-    if not subjects:
-        raise UsageError(f"{root} has no test videos in split {split}")
-    return subjects
+def _video(subject: Subject) -> str:
+    """The name of a subject's video, "action/clip"."""
+    assert isinstance(subject.source, FrameFiles)
+    return subject.source.name
 
 
 def _figures(subjects: Sequence[Subject], found: Array, split: int, where: str) -> dict[str, Any]:
@@ -168,7 +134,7 @@ def _proposals(boxes: str, detector: str, subjects: Sequence[Subject]) -> tuple[
 
 def picture_name(subject: Subject) -> str:
     """How box files call a subject's picture: "action/name/00001.png" is the first."""
-    return f"{subject.source.name}/{subject.index + 1:05d}.png"
+    return f"{_video(subject)}/{subject.index + 1:05d}.png"
 
 
 def _best(boxes: Array, scores: Array) -> Array | None:
@@ -198,7 +164,7 @@ def _read(path: Path) -> list[_Entry]:
 
 def _write(path: Path, subjects: Sequence[Subject], found: Array) -> None:
     entries = [
-        {"video": subject.source.name, "frame": subject.index, "keypoints": pose.ravel().tolist()}
+        {"video": _video(subject), "frame": subject.index, "keypoints": pose.ravel().tolist()}
         for subject, pose in zip(subjects, found, strict=True)
         if not np.isnan(pose).any()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from streampose.errors import OutputError, UsageError
 from streampose.people import PersonDetector
 from streampose.skeleton import POSETRACK
 from streampose.train.box_file import BoxFile
+from streampose.train.datasets.posetrack import SUFFIXES, joints_box
 from streampose.train.frame_files import FrameFiles, Image, find_root, supports
 from streampose.train.pose_nms import OKS_NMS, rescored, suppress_poses
 from streampose.train.pose_tracks import GreedyTracker
@@ -35,8 +37,6 @@ from streampose.train.submission import FramePoses, posetrack_submission
 
 log = logging.getLogger(__name__)
 
-ROOM = 0.15
-"""A labelled person without a box has that of the joints, and this share of its sides more on each side."""
 
 UNLABELLED = [POSETRACK.joints.index(name) for name in POSETRACK.joints if name not in NUMBERED]
 """The ears: nobody can have learnt them, so they count nowhere."""
@@ -76,8 +76,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Figures of a pose network on labelled sequences; see `evaluate_predictions`.
 
-    It runs on the labelled frames, or on all where a sequence has none. Windows reach into the frames around, whether
-    labelled or not; see `supports`.
+    It runs on the labelled frames, or on all where a sequence has none. Windows reach into the pictures around, whether
+    they are in the labels or not; see `supports`.
 
     Args:
         images: folder that the labels' file names start from; None: it is looked for above `gt`.
@@ -116,20 +116,30 @@ def _estimate(
     sequence: PosetrackSequence, root: Path, model: PoseModel, propose: Propose, oks_nms: float
 ) -> dict[int, FramePoses]:
     """The poses of a sequence, by place."""
-    frames = FrameFiles([root / frame.file_name for frame in sequence.frames])
+    paths = _pictures(root / sequence.frames[0].file_name)
+    frames, at = FrameFiles(paths), {path.name: place for place, path in enumerate(paths)}
     tracker = GreedyTracker(model.skeleton)
     wanted = [place for place, frame in enumerate(sequence.frames) if frame.labelled or frame.people]
     found = {}
     for place in wanted or range(len(sequence.frames)):
-        places, scores = propose(sequence.frames[place], lambda at=place: frames.image(at))  # type: ignore[misc]
-        around = supports(place, model.offsets, len(sequence.frames))
-        keypoints = estimate_subjects(model, [Window(frames, Place(box), place, around) for box in places])
+        frame = sequence.frames[place]
+        index = at.get(Path(frame.file_name).name)
+        if index is None:
+            raise UsageError(f"{root / frame.file_name} is missing; {sequence.path} has it")
+        places, scores = propose(frame, partial(frames.image, index))
+        around = supports(index, model.offsets, len(paths))
+        keypoints = estimate_subjects(model, [Window(frames, Place(box), index, around) for box in places])
         keypoints[:, UNLABELLED, 2] = -1
         scores = rescored(scores, keypoints)
         kept = suppress_poses(keypoints, scores, (places[:, 2:] - places[:, :2]).prod(axis=1), POSETRACK, oks_nms)
         ids = tuple(tracker.update(keypoints[kept], places[kept]))
         found[place] = FramePoses(keypoints[kept], places[kept], scores[kept], ids)
     return found
+
+
+def _pictures(first: Path) -> list[Path]:
+    """The pictures beside the first one, in order: those of the sequence, whether in the labels or not."""
+    return sorted(path for path in first.parent.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _proposals(boxes: str, detector: str, truth: Sequence[PosetrackSequence]) -> tuple[Propose, str]:
@@ -150,13 +160,10 @@ def _labelled_boxes(frame: PosetrackFrame) -> tuple[Array, Array]:
 
 
 def person_box(person: PosetrackPerson) -> Array:
-    """The box (4,) xyxy of somebody with labelled joints: the file's, or that of the joints with some room."""
+    """The box (4,) xyxy of somebody with labelled joints: the file's, or that of the joints, as in training."""
     if person.box is not None and (person.box[2:] > person.box[:2]).all():
         return person.box.astype(np.float32)
-    points = person.keypoints[person.known, :2]
-    low, high = points.min(axis=0), points.max(axis=0)
-    room = np.maximum(ROOM * (high - low), 1)
-    return np.concatenate([low - room, high + room]).astype(np.float32)
+    return joints_box(person.keypoints[person.known, :2].astype(np.float32))
 
 
 def _prediction(sequence: PosetrackSequence, folder: Path) -> PosetrackSequence:
