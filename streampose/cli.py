@@ -199,9 +199,7 @@ def evaluate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME|BUNDLE|FILE", help="The network; FILE is a checkpoint, .pt or .safetensors (pack: .pt)."
-        ),
+        typer.Option(metavar="NAME|BUNDLE|FILE", help="The network; FILE is a checkpoint, .pt or .safetensors."),
     ] = None,
     boxes: Annotated[
         str, typer.Option(metavar="gt|detector|FILE", help="Where the network looks; FILE: COCO results.")
