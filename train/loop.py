@@ -1,29 +1,34 @@
-"""One training loop for every network here: steps, EMA, schedule, checkpoints that survive a kill, a CSV log."""
+"""One training loop for every network here, on one process or, started by `torchrun`, on several."""
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from streampose.errors import ModelError, OutputError, StreamposeError, UsageError
+from streampose.errors import StreamposeError, UsageError
+from streampose.train.checkpoint import NAME, TrainingState, restore, rng_state, save
+from streampose.train.distributed import Group, open_group, share_batch_norm
+from streampose.train.logs import RunLog
+from streampose.train.settings import LoopSettings, Plan
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingError(StreamposeError):
@@ -36,50 +41,6 @@ class InterruptedTrainingError(StreamposeError):
     exit_code = 0
 
 
-class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long and how fast. A sample depends on the seed and its number alone: a resumed run sees what it would have.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch_size: samples a step.
-        lr: peak learning rate of AdamW; `Task.parameter_groups` may scale it.
-        warmup_steps: linear rise, then a cosine to `final_lr_share` of the peak.
-        ema_decay: per step, of the weights that are validated and shipped; 0 keeps none.
-        grad_clip: largest norm of the gradient.
-        checkpoint_every, validate_every: steps.
-        workers: processes that make samples; 0 makes them in this one.
-        threads: torch's intra-op threads; 0 leaves torch's own choice.
-    """
-
-    steps: int
-    batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 200
-    final_lr_share: float = 0.02
-    ema_decay: float = 0.998
-    grad_clip: float = 5.0
-    checkpoint_every: int = 100
-    validate_every: int = 300
-    log_every: int = 25
-    workers: int = 1
-    threads: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UsageError(f"steps and batch_size are at least 1, got {self.steps} and {self.batch_size}")
-        if not 0 <= self.ema_decay < 1:
-            raise UsageError(f"ema_decay is in [0, 1), got {self.ema_decay}")
-
-    def lr_share(self, step: int) -> float:
-        """Share of the peak learning rate at `step`, 0..1."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.final_lr_share + (1 - self.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
 class Task(Protocol):
     """What is trained."""
 
@@ -88,109 +49,247 @@ class Task(Protocol):
         """The network to train."""
 
     @property
+    def auxiliary(self) -> nn.Module:
+        """Modules that only training needs, trained along."""
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What `model` is, in a checkpoint."""
+
+    @property
     def dataset(self) -> Dataset[dict[str, Any]]:
-        """Sample `i` for every `i` from 0 on."""
+        """Sample `i` for every `i` from 0 on; the same `i`, the same sample."""
+
+    @property
+    def epoch_samples(self) -> int | None:
+        """Samples in an epoch; None if the data set has no end."""
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """Factor of each of the terms that `losses` returns."""
+        """Factor of each of the terms that `losses` returns; a term with factor 0 is only logged."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups for AdamW, each with its `lr`."""
+        """Groups for the optimiser, each with its `lr`."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms of a batch, unweighted."""
+        """Named scalar terms of a batch, unweighted, each a mean over what `weight` counts."""
+
+    def weight(self, batch: Batch) -> Tensor:
+        """What a batch counts among others, a scalar: its terms are averaged with this weight."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Named figures of `model` (in evaluation mode) on the validation split."""
 
-
-class _Steps:
-    """Batch sampler: which samples each step from `first` on is made of."""
-
-    def __init__(self, first: int, steps: int, batch_size: int) -> None:
-        self.first, self.steps, self.batch_size = first, steps, batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first, self.steps):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
-
-    def __len__(self) -> int:
-        return self.steps - self.first
+    def sheet(self, model: nn.Module) -> NDArray[np.uint8] | None:
+        """A picture (H, W, 3) BGR of what `model` predicts, if there is something to see."""
 
 
-def fit(task: Task, settings: LoopSettings, out: Path, resume: bool = False) -> nn.Module:
+def fit(task: Task, settings: LoopSettings, out: Path, resume: bool = False, group: Group | None = None) -> nn.Module:
     """Train `task` and return the network to use (the EMA, in evaluation mode).
 
-    Writes `out/checkpoint.pt` (atomically, and at the end or on SIGINT/SIGTERM) and `out/log.csv`.
+    Writes under `out`: `checkpoint.pt` (atomically; also at the end and on SIGINT/SIGTERM) and the files of `RunLog`.
+    Started by `torchrun`, each process takes its part of every batch and the losses are those of one process.
 
     Raises:
         TrainingError: a loss is not finite; the last checkpoint stays as it was.
         InterruptedTrainingError: stopped by a signal, after the checkpoint was written.
         ModelError: `resume`, and the checkpoint fits another network.
+        OutputError: a checkpoint or log cannot be written; the last checkpoint stays as it was.
     """
+    if group is not None:
+        return _fit(task, settings, out, resume, group)
+    with open_group(settings.device) as opened:
+        return _fit(task, settings, out, resume, opened)
+
+
+def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Group) -> nn.Module:
+    _prepare_torch(settings, group)
+    out.mkdir(parents=True, exist_ok=True)
+    plan = settings.plan(task.epoch_samples)
+    state = _initial_state(task, settings, group)
+    peaks = [parameters["lr"] for parameters in state.optimizer.param_groups]
+    if resume and (out / NAME).exists():
+        restore(out / NAME, state, group.rank)
+    loader = _open_loader(task, settings, plan, state.step, group)
+    batches, meter = iter(loader), _Meter(task.loss_weights, group, settings)
+    state.model.train()
+    learnt = [p for parameters in state.optimizer.param_groups for p in parameters["params"]]
+    with ExitStack() as stack:
+        stop = stack.enter_context(_StopFlag())
+        rows = stack.enter_context(RunLog(out, state.step)) if group.leads else None
+        bar = stack.enter_context(_bar(group.leads))
+        job = bar.add_task(out.name, total=plan.steps, completed=state.step)
+        while state.step < plan.steps:
+            for parameters, peak in zip(state.optimizer.param_groups, peaks, strict=True):
+                parameters["lr"] = peak * settings.lr_share(state.step, plan)
+            parts = [_to(next(batches), group.device) for _ in range(settings.accumulate)]
+            stopping = _backward(task, settings, state, parts, meter, group, stop.asked)
+            meter.check(state.step, out / NAME)
+            _step(state, learnt, settings, group)
+            state.step += 1
+            bar.update(job, completed=state.step)
+            last = state.step == plan.steps
+            if rows and (state.step % settings.log_every == 0 or last):
+                rows.write(state.step, "loss", meter.means())
+                rows.write(state.step, "lr", {"lr": state.optimizer.param_groups[0]["lr"]})
+                rows.write(state.step, "speed", meter.speed())
+            if state.step % plan.validate_every == 0 or last:
+                if rows:
+                    rows.write(state.step, "val", task.validate(state.ema))
+                    rows.show(state.step, task.sheet(state.ema))
+                group.wait()
+                meter.skip()
+            if state.step % settings.checkpoint_every == 0 or last or stopping:
+                generators = group.gather(rng_state())
+                if group.leads:
+                    save(out / NAME, state, generators)
+            if stopping and not last:
+                raise InterruptedTrainingError(f"stopped at step {state.step} of {plan.steps}; go on with --resume")
+    return state.ema
+
+
+def _prepare_torch(settings: LoopSettings, group: Group) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(settings.deterministic, warn_only=group.device.type == "cuda")
     torch.manual_seed(settings.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    model = task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema: nn.Module = deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(
-        task.parameter_groups(settings.lr), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    checkpoint = out / "checkpoint.pt"
-    first = _restore(checkpoint, model, ema, optimizer) if resume and checkpoint.exists() else 0
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+
+
+def _initial_state(task: Task, settings: LoopSettings, group: Group) -> TrainingState:
+    model = task.model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.auxiliary.to(group.device)
+    ema = deepcopy(model).eval()
+    if group.size > 1:
+        share_batch_norm(model)
+        share_batch_norm(task.auxiliary)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(task.parameter_groups(settings.lr), lr=settings.lr, weight_decay=settings.weight_decay)
+    scaler = torch.amp.GradScaler(group.device.type, enabled=settings.precision == "fp16")
+    return TrainingState(model, task.auxiliary, ema, optimizer, scaler, task.network)
+
+
+def _backward(
+    task: Task, settings: LoopSettings, state: TrainingState, parts: Sequence[Batch], meter: _Meter, group: Group,
+    stop: bool,
+) -> bool:  # fmt: skip
+    """Gradients of one step's loss, summed over parts and processes; whether any process was asked to stop."""
+    shares = torch.stack([task.weight(part).detach().float() for part in parts])
+    shares = shares / group.sum(shares.sum()).clamp(min=1e-12)
+    state.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for part, share in zip(parts, shares, strict=True):
+        with torch.autocast(group.device.type, DTYPES.get(settings.precision), settings.precision != "fp32"):
+            terms = task.losses(part)
+        loss = torch.stack([task.loss_weights[name] * value for name, value in terms.items()]).sum()
+        state.scaler.scale(share * loss).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + share * value.detach().float()
+    return meter.take(sums, stop)
+
+
+def _step(state: TrainingState, learnt: Sequence[nn.Parameter], settings: LoopSettings, group: Group) -> None:
+    group.sum_gradients(learnt)
+    state.scaler.unscale_(state.optimizer)
+    if settings.grad_clip:
+        nn.utils.clip_grad_norm_(learnt, settings.grad_clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    _follow(state.ema, state.model, min(settings.ema_decay, (1 + state.step) / (10 + state.step)))
+
+
+class _Meter:
+    """The terms of the last steps, over all processes, and how fast samples went by."""
+
+    def __init__(self, weights: Mapping[str, float], group: Group, settings: LoopSettings) -> None:
+        self._weights, self._group, self._settings = weights, group, settings
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._last: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def take(self, terms: Mapping[str, Tensor], stop: bool) -> bool:
+        """Add a step's terms; whether any process has `stop`."""
+        flag = torch.tensor(float(stop), device=self._group.device)
+        *values, stopping = self._group.sum(torch.stack([*terms.values(), flag])).tolist()
+        self._last = dict(zip(terms, values, strict=True))
+        self._last["total"] = sum(self._weights[name] * value for name, value in zip(terms, values, strict=True))
+        for name, value in self._last.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+        return bool(stopping > 0)
+
+    def check(self, step: int, checkpoint: Path) -> None:
+        """Stop where the last step's loss is not finite."""
+        broken = [name for name, value in self._last.items() if not np.isfinite(value)]
+        if broken:
+            advice = f"lower lr, then --resume from {checkpoint}" if checkpoint.exists() else "lower lr and begin anew"
+            raise TrainingError(f"the loss is not finite at step {step} ({', '.join(broken)}); {advice}")
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term, and of their weighted sum, since the last call of `speed`."""
+        return {name: value / max(1, self._steps) for name, value in self._sums.items()}
+
+    def speed(self) -> dict[str, float]:
+        """Samples a second over all processes since the last call; begins anew."""
+        seconds = time.monotonic() - self._since
+        samples = self._steps * self._settings.batch_size
+        self._sums, self._steps, self._since = {}, 0, time.monotonic()
+        return {"samples_per_s": samples / max(seconds, 1e-9)}
+
+    def skip(self) -> None:
+        """Leave the time of a validation out of the speed."""
+        if self._steps == 0:
+            self._since = time.monotonic()
+
+
+class _Steps:
+    """Batch sampler: which samples this process takes, micro-batch after micro-batch, from step `first` on."""
+
+    def __init__(self, first: int, steps: int, settings: LoopSettings, group: Group) -> None:
+        parts = group.size * settings.accumulate
+        if settings.batch_size % parts:
+            raise UsageError(
+                f"batch_size = {settings.batch_size} cannot be shared by {group.size} processes with "
+                f"accumulate = {settings.accumulate}; take a multiple of {parts}"
+            )
+        self.first, self.steps, self.batch_size = first, steps, settings.batch_size
+        self.part, self.mine = self.batch_size // parts, range(group.rank * settings.accumulate, parts)
+        self.count = settings.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.steps):
+            for part in self.mine[: self.count]:
+                start = step * self.batch_size + part * self.part
+                yield list(range(start, start + self.part))
+
+    def __len__(self) -> int:
+        return (self.steps - self.first) * self.count
+
+
+def _open_loader(
+    task: Task, settings: LoopSettings, plan: Plan, first: int, group: Group
+) -> DataLoader[dict[str, Any]]:
+    return DataLoader(
         task.dataset,
-        batch_sampler=_Steps(first, settings.steps, settings.batch_size),
+        batch_sampler=_Steps(first, plan.steps, settings, group),
         num_workers=settings.workers,
+        generator=torch.Generator(),  # or it draws from torch's own, once more for each time a run is resumed
         worker_init_fn=_leave_ctrl_c_to_the_parent,
         prefetch_factor=4 if settings.workers else None,
+        pin_memory=group.device.type == "cuda",
     )
-    stop = _StopFlag()
-    model.train()
-    started, sums, counted = time.monotonic(), dict[str, float](), 0
-    with stop, _bar() as bar, CsvLog(out / "log.csv", first) as rows:
-        job = bar.add_task(out.name, total=settings.steps, completed=first)
-        for step, batch in enumerate(loader, start=first):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * settings.lr_share(step)
-            terms = task.losses(batch)
-            loss = torch.stack([task.loss_weights[name] * value for name, value in terms.items()]).sum()
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}; lower lr, then --resume from {checkpoint}"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-            optimizer.step()
-            _follow(ema, model, min(settings.ema_decay, (1 + step) / (10 + step)))
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-            counted += 1
-            done = step + 1
-            bar.update(job, completed=done)
-            last = done == settings.steps
-            if done % settings.log_every == 0 or last:
-                means = {name: value / counted for name, value in sums.items()}
-                speed = (done - first) * settings.batch_size / (time.monotonic() - started)
-                rows.write(done, {**means, "lr": optimizer.param_groups[0]["lr"], "samples_per_s": speed})
-                sums, counted = {}, 0
-            if done % settings.validate_every == 0 or last:
-                rows.write(done, task.validate(ema))
-            if done % settings.checkpoint_every == 0 or last or stop.asked:
-                _save(checkpoint, model, ema, optimizer, done)
-            if stop.asked and not last:
-                raise InterruptedTrainingError(f"stopped at step {done} of {settings.steps}; go on with --resume")
-    return ema
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    )
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=not shown)
 
 
 @torch.no_grad()
@@ -200,34 +299,6 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
             slow.lerp_(fast, 1 - decay)
         else:
             slow.copy_(fast)
-
-
-def _save(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {
-        "model": model.state_dict(),
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "rng": torch.get_rng_state(),
-    }
-    partial = path.with_suffix(".partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; the previous checkpoint is untouched") from error
-
-
-def _restore(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} belongs to another network; choose another --out or its own recipe") from error
-    torch.set_rng_state(state["rng"])
-    return int(state["step"])
 
 
 def _leave_ctrl_c_to_the_parent(_worker: int) -> None:
@@ -250,31 +321,3 @@ class _StopFlag:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
-
-
-class CsvLog:
-    """`log.csv`: step, name, value; a resumed run drops the rows that it repeats."""
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
-        kept = []
-        if first_step and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
-        self._file = path.open("w", newline="")
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(("step", "name", "value"))
-        self._csv.writerows(kept)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row a value and tell the log."""
-        for name, value in values.items():
-            self._csv.writerow((step, name, f"{value:.6g}"))
-        self._file.flush()
-        log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def __enter__(self) -> CsvLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()

@@ -61,7 +61,9 @@ class Still:
     jpeg: bytes
     people: tuple[Person, ...]
 
-    def image(self) -> NDArray[np.uint8]:
+    moving = False
+
+    def image(self, _index: int = 0) -> NDArray[np.uint8]:
         """The decoded picture, (H, W, 3) uint8 BGR."""
         return np.asarray(cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
@@ -74,6 +76,8 @@ class Clip:
     fps: float
     jpegs: tuple[bytes, ...]
     people: tuple[tuple[Person, ...], ...]
+
+    moving = True
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Frame `index`, (H, W, 3) uint8 BGR."""

@@ -19,7 +19,7 @@ from streampose.train.person_score import Boxes, DetectionScore, Scene, match, s
 from streampose.train.pose import human_subjects, window_pck
 from streampose.train.predict import CHECKPOINTS
 from streampose.train.teachers import LOWEST_SCORE, Thunder, YoloxNano
-from streampose.train.windows import Subject, WindowSettings, make_window, picture
+from streampose.train.windows import Subject, WindowSettings, make_window
 
 CROP_SIZE = (256, 192)
 HEIGHTS_PX = (80, 60)
@@ -88,7 +88,7 @@ def thunder_pck(teacher: Thunder, subjects: Sequence[Subject], share: float = 0.
     right = total = 0
     for subject in subjects:
         person = subject.person
-        points = teacher.keypoints(picture(subject), person.box)
+        points = teacher.keypoints(subject.source.image(subject.index), person.box)
         side = float((person.box[2:] - person.box[:2]).max())
         near = np.linalg.norm(points[:, :2] - person.keypoints[:, :2], axis=1) <= share * side
         right += int((near & person.human).sum())

@@ -1,104 +1,180 @@
-"""Training the lite pose network: first the encoder with its single-frame head, then, on frozen features, the fuser."""
+"""Training pose networks: first the encoder with its single-frame head, then, on frozen features, the fuser."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
-from streampose.errors import UsageError
-from streampose.model.lite import LiteEncoder, LiteFuser
+from streampose.errors import ModelError, UsageError
+from streampose.model import FamiPose, fami_pose, load, normalise
+from streampose.model.fuser import Fuser
+from streampose.model.lite import LiteEncoder
 from streampose.model.mobile import folded
-from streampose.model.network import FamiPose, decode, normalise
+from streampose.skeleton import COCO17, Skeleton
+from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
+from streampose.train.losses import distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
+from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
 from streampose.train.pack import Still, read_clips, read_stills
 from streampose.train.recipe import EncoderStage, FuserStage
-from streampose.train.windows import Subject, Windows, WindowSettings, clip_subjects, make_window, still_subjects
+from streampose.train.sheet import draw_sheet
+from streampose.train.windows import (
+    ShuffledWindows,
+    Subject,
+    Windows,
+    WindowSettings,
+    clip_subjects,
+    make_window,
+    still_subjects,
+)
 
 COARSE_WEIGHT = 0.3
+CELL_PX = 4.0
+SHEET_CROPS = 24
+Stage = EncoderStage | FuserStage
 
 
-def heatmap_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of each joint's map, as a distribution over its cells, with the target's.
+@dataclass(frozen=True, slots=True)
+class PoseData:
+    """What a stage is trained and validated on; `epoch_samples` is None where the windows have no end."""
 
-    Args:
-        logits: (B, J, h, w).
-        targets: (B, J, h, w), each map sums to 1 (or is all zeros, with weight 0).
-        weights: (B, J) 0..1.
-
-    Returns:
-        The weighted mean, a scalar; 0 where all weights are.
-    """
-    log_p = functional.log_softmax(logits.flatten(2), dim=2)
-    per_joint = -(targets.flatten(2) * log_p).sum(dim=2)
-    return (per_joint * weights).sum() / weights.sum().clamp(min=1e-6)
+    windows: Dataset[dict[str, Any]]
+    epoch_samples: int | None
+    val: list[Subject]
+    skeleton: Skeleton
 
 
-class EncoderTask:
+class _PoseTask:
+    """What both stages share; see `Task`."""
+
+    def __init__(self, model: FamiPose, data: PoseData, stage: Stage) -> None:
+        self.model = model
+        self.auxiliary: nn.Module = nn.Module()
+        self.data = data
+        self.stage = stage
+        self.dataset = data.windows
+        self.epoch_samples = data.epoch_samples
+        self.network = model.description
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The labels' weights, which the losses are means over."""
+        return self.targets(batch)[1].sum()
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target maps (B, J, h, w) and the weights (B, J) of the joints that are in them."""
+        height, width = self.stage.size
+        size = (int(height / CELL_PX), int(width / CELL_PX))
+        maps = gaussian_maps(batch["points"], size, CELL_PX, self.stage.sigma)
+        weights = batch["weights"] * (maps.amax(dim=(2, 3)) > 0)
+        return (maps if self.model.heatmap == "gaussian" else distributions(maps)), weights
+
+    def heatmap_loss(self, heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The loss that belongs to the network's kind of heatmap."""
+        loss = heatmap_mse if self.model.heatmap == "gaussian" else heatmap_cross_entropy
+        return loss(heatmaps, targets, weights)
+
+    def sheet(self, model: nn.Module) -> NDArray[np.uint8] | None:
+        """What the network sees in people of the validation split, the first of them spread over it."""
+        assert isinstance(model, FamiPose)
+        chosen = self.data.val[:: max(1, len(self.data.val) // SHEET_CROPS)][:SHEET_CROPS]
+        settings = WindowSettings.for_evaluation(self.stage.size, model.offsets, 0.0)
+        samples = [make_window(subject, settings, np.random.default_rng((7, i))) for i, subject in enumerate(chosen)]
+        keypoints = predict_windows(model, samples)[-1]
+        labels = np.stack([np.column_stack([sample["points"], sample["weights"]]) for sample in samples])
+        return draw_sheet([sample["crops"][0] for sample in samples], keypoints, labels, self.data.skeleton)
+
+
+class EncoderTask(_PoseTask):
     """The encoder and its heads on single frames."""
 
+    stage: EncoderStage
     loss_weights: Mapping[str, float] = {"heatmap": 1.0, "coarse32": COARSE_WEIGHT, "coarse16": COARSE_WEIGHT}
 
-    def __init__(self, model: LiteEncoder, windows: Windows, val: Sequence[Subject], trunk_lr: float) -> None:
-        self.model = model
-        self.dataset = windows
-        self.val = val
-        self.trunk_lr = trunk_lr
-
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        trunk = {id(p) for p in self.model.trunk.parameters()}
-        rest = [p for p in self.model.parameters() if id(p) not in trunk]
-        learnt = [p for p in self.model.trunk.parameters() if p.requires_grad]
-        return [{"params": rest, "lr": lr}, {"params": learnt, "lr": lr * self.trunk_lr}]
+        encoder = self.model.encoder
+        slow = list(encoder.trunk.parameters()) if isinstance(encoder, LiteEncoder) else []
+        known = {id(p) for p in slow}
+        rest = [p for p in encoder.parameters() if id(p) not in known]
+        groups = [{"params": rest, "lr": lr}]
+        if slow:
+            groups.append({"params": [p for p in slow if p.requires_grad], "lr": lr * self.stage.trunk_lr})
+        return groups
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        top, middle, _, features = self.model.pyramid(normalise(batch["crops"][:, 0]))
-        targets, weights = batch["targets"], batch["weights"]
-        terms = {"heatmap": heatmap_cross_entropy(self.model.head(features), targets, weights)}
-        for name, head, level in zip(("coarse32", "coarse16"), self.model.coarse_heads, (top, middle), strict=True):
+        frames, encoder = normalise(batch["crops"][:, 0]), self.model.encoder
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        targets, weights = self.targets(batch)
+        if not isinstance(encoder, LiteEncoder):
+            return {"heatmap": self.heatmap_loss(self.model.single(encoder(frames)), targets, weights)}
+        top, middle, _, features = encoder.pyramid(frames)
+        terms = {"heatmap": self.heatmap_loss(self.model.single(features), targets, weights)}
+        for name, head, level in zip(("coarse32", "coarse16"), encoder.coarse_heads, (top, middle), strict=True):
             pooled = functional.adaptive_avg_pool2d(targets, (level.shape[2], level.shape[3]))
-            pooled = pooled / pooled.sum(dim=(2, 3), keepdim=True).clamp(min=1e-9)
-            terms[name] = heatmap_cross_entropy(head(level), pooled, weights)
+            terms[name] = heatmap_cross_entropy(head(level), distributions(pooled), weights)
         return terms
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, LiteEncoder)
-        network = FamiPose(model, LiteFuser(), ())
-        return {"pck01": window_pck(network, self.val, self.dataset.settings.size, 0).single}
+        assert isinstance(model, FamiPose)
+        return {"pck01": window_pck(model, self.data.val, self.stage.size, 0).single}
 
 
-class FuserTask:
+class FuserTask(_PoseTask):
     """The fuser on the features of a frozen encoder."""
 
-    loss_weights: Mapping[str, float] = {"heatmap": 1.0}
+    stage: FuserStage
 
-    def __init__(self, model: FamiPose, windows: Windows, val: Sequence[Subject]) -> None:
-        self.model = model
-        self.dataset = windows
-        self.val = val
+    def __init__(self, model: FamiPose, data: PoseData, stage: FuserStage) -> None:
+        super().__init__(model, data, stage)
         model.freeze_encoder()
-        self.encoder = folded(model.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert model.fuser is not None
+        if stage.support_information:
+            self.auxiliary = SupportDecoder(model.fuser.aligned_channels, model.joints)
+        self.loss_weights = {"heatmap": 1.0, "support": stage.support_information, "gain_nats": 0.0}
+        self._encoder: nn.Module | None = None
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        return [{"params": list(self.model.fuser.parameters()), "lr": lr}]
+        assert self.model.fuser is not None
+        return [{"params": [*self.model.fuser.parameters(), *self.auxiliary.parameters()], "lr": lr}]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        features = encode_windows(self.encoder, batch["crops"])
-        heatmaps = self.model.fuse(features, batch["transforms"])
-        return {"heatmap": heatmap_cross_entropy(heatmaps, batch["targets"], batch["weights"])}
+        if self._encoder is None:  # not before: the loop moves the network to its device
+            self._encoder = frozen_encoder(self.model)
+        features = encode_windows(self._encoder, batch["crops"])
+        parts = self.model.fuse_parts(features, batch["transforms"])
+        targets, weights = self.targets(batch)
+        terms = {"heatmap": self.heatmap_loss(parts.heatmaps, targets, weights)}
+        if isinstance(self.auxiliary, SupportDecoder):
+            terms["support"] = support_loss(self.auxiliary, parts.aligned, distributions(targets), weights)
+        if self.model.heatmap == "distribution":
+            with torch.no_grad():
+                alone = self.model.single(features[:, 0])
+            terms["gain_nats"] = information_gain(alone, parts.heatmaps, targets, weights)
+        return terms
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, FamiPose)
         figures: dict[str, float] = {}
         for name, share in (("clean", 0.0), ("corrupt", 1.0)):
-            result = window_pck(model, self.val, self.dataset.settings.size, share)
+            result = window_pck(model, self.data.val, self.stage.size, share)
             figures |= {f"pck01_{name}_single": result.single, f"pck01_{name}_five": result.fused}
         return figures
+
+
+def frozen_encoder(model: FamiPose) -> nn.Module:
+    """The encoder for inference: where it can be, with its BatchNorm folded into the convolutions."""
+    encoder: nn.Module = model.encoder.eval()
+    if isinstance(encoder, LiteEncoder):
+        encoder = folded(encoder)
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 @torch.no_grad()
@@ -109,6 +185,20 @@ def encode_windows(encoder: nn.Module, crops: Tensor) -> Tensor:
     return features.view(crops.shape[0], crops.shape[1], *features.shape[1:])
 
 
+@torch.inference_mode()
+def predict_windows(model: FamiPose, samples: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float32]]:
+    """Keypoints (N, J, 3) of windows (see `Windows`), in key-crop pixels: by the encoder's head alone and, where the
+    network has supporting frames, fused."""
+    device = next(model.parameters()).device
+    crops = torch.from_numpy(np.stack([sample["crops"] for sample in samples])).to(device)
+    features = encode_windows(frozen_encoder(model), crops)
+    found = [model.decode(model.single(features[:, 0])).cpu().numpy()]
+    if model.offsets:
+        transforms = torch.from_numpy(np.stack([sample["transforms"] for sample in samples])).to(device)
+        found.append(model.decode(model.fuse(features, transforms)).cpu().numpy())
+    return found
+
+
 class WindowPck(NamedTuple):
     """PCK@0.1 (0..1) of the single-frame head and of the fused windows (nan without supporting frames)."""
 
@@ -116,7 +206,6 @@ class WindowPck(NamedTuple):
     fused: float
 
 
-@torch.inference_mode()
 def window_pck(
     model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float, share: float = 0.1
 ) -> WindowPck:
@@ -129,20 +218,14 @@ def window_pck(
         share: a joint is found within this share of the longer side of the person's box.
     """
     settings = WindowSettings.for_evaluation(size, model.offsets, corrupt_key)
-    encoder = folded(model.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     right, total = np.zeros(2), 0
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
-        features = encode_windows(encoder, torch.from_numpy(np.stack([sample["crops"] for sample in samples])))
-        found = [decode(model.single(features[:, 0])).numpy()]
-        if model.offsets:
-            transforms = torch.from_numpy(np.stack([sample["transforms"] for sample in samples]))
-            found.append(decode(model.fuse(features, transforms)).numpy())
         human = np.stack([sample["human"] for sample in samples])
         points = np.stack([sample["points"] for sample in samples])
         reach = share * np.array([sample["side"] for sample in samples])
-        for mode, keypoints in enumerate(found):
+        for mode, keypoints in enumerate(predict_windows(model, samples)):
             near = np.linalg.norm(keypoints[..., :2] - points, axis=2) <= reach[:, None]
             right[mode] += (near & human).sum()
         total += int(human.sum())
@@ -158,7 +241,8 @@ def human_subjects(stills: Sequence[Still]) -> list[Subject]:
 def training_groups(
     data: Path, shares: Mapping[str, float], offsets: Sequence[int], clip_every: int
 ) -> list[tuple[list[Subject], float]]:
-    """The training split's subjects by set, each with its share of the samples; `clips` is the set of all clips."""
+    """The training split's subjects of the pack, by set, each with its share of the samples; `clips` is the set of all
+    clips."""
     groups = []
     for name, share in shares.items():
         if name == "clips":
@@ -169,42 +253,101 @@ def training_groups(
     return groups
 
 
+def read_data(stage: Stage, data: Path) -> PoseData:
+    """The windows and the validation people of a stage, from the folder `data`.
+
+    Raises:
+        UsageError: an unknown data set or augmentation, or the folder is not in the data set's layout.
+    """
+    offsets = stage.offsets if isinstance(stage, FuserStage) else ()
+    settings = _window_settings(stage, offsets)
+    if stage.data == "pack":
+        groups = training_groups(data, stage.shares, offsets, stage.clip_every)
+        val = human_subjects(read_stills(data, "val", ["lspet"]))
+        if not val:
+            raise UsageError(f"{data} has no human-labelled validation people: lspet needs over 60 pictures")
+        return PoseData(Windows(groups, settings, stage.loop.seed), None, _spread(val, stage), COCO17)
+    splits = (f"train{stage.fold}", f"test{stage.fold}") if stage.data == "jhmdb" else ("train", "val")
+    subjects, val = (read_subjects(stage.data, data, split, offsets) for split in splits)
+    windows = ShuffledWindows(subjects, settings, stage.loop.seed)
+    return PoseData(windows, len(subjects), _spread(val, stage), SKELETON_OF[stage.data])
+
+
+def _window_settings(stage: Stage, offsets: tuple[int, ...]) -> WindowSettings:
+    settings = WindowSettings(size=stage.size, offsets=offsets)
+    if isinstance(stage, FuserStage):
+        settings = replace(settings, corrupt_key=stage.corrupt_key)
+    known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key"}
+    unknown = sorted(set(stage.augment) - known)
+    if unknown:
+        raise UsageError(
+            f"stage {stage.name}: no augmentation {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    return replace(settings, **stage.augment)  # type: ignore[arg-type]  # the keys are those of numbers
+
+
+def _spread(subjects: list[Subject], stage: Stage) -> list[Subject]:
+    """`validate_people` of the subjects, evenly spread."""
+    if not stage.validate_people or len(subjects) <= stage.validate_people:
+        return subjects
+    chosen = np.linspace(0, len(subjects) - 1, stage.validate_people).astype(int)
+    return [subjects[index] for index in chosen]
+
+
 def encoder_task(stage: EncoderStage, data: Path, before: Path | None) -> EncoderTask:
-    """The encoder's task on the pack at `data`, from the checkpoint of the stage before or from ImageNet weights."""
-    model = LiteEncoder()
-    if before is None:
-        model.trunk.load_imagenet()
-    else:
-        model.load_state_dict(_ema(before))
-    model.trunk.freeze(stage.frozen_stages)
-    groups = training_groups(data, stage.shares, (), stage.clip_every)
-    windows = Windows(groups, WindowSettings(size=stage.size), stage.loop.seed)
-    return EncoderTask(model, windows, _val(data), stage.trunk_lr)
+    """The encoder's task on the folder `data`, from the checkpoint of the stage before, the stage's `weights`, or, for
+    lite, ImageNet weights."""
+    content = read_data(stage, data)
+    model = _network(stage, content.skeleton, ())
+    before = before or (Path(stage.weights) if stage.weights else None)
+    if before is not None:
+        _take_encoder(model, before)
+    elif isinstance(model.encoder, LiteEncoder):
+        model.encoder.trunk.load_imagenet()
+    if isinstance(model.encoder, LiteEncoder):
+        model.encoder.trunk.freeze(stage.frozen_stages)
+    return EncoderTask(model, content, stage)
 
 
 def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
-    """The fuser's task on the pack at `data`; `before` is the checkpoint of an encoder stage or of a fuser stage."""
+    """The fuser's task on the folder `data`; `before` is the checkpoint of an encoder stage or of a fuser stage.
+
+    Raises:
+        UsageError: no stage before it and no `weights`.
+        ModelError: the checkpoint is of another network.
+    """
+    before = before or (Path(stage.weights) if stage.weights else None)
     if before is None:
-        raise UsageError(f"the stage {stage.name} needs an encoder stage before it")
-    model = FamiPose(LiteEncoder(), LiteFuser(), stage.offsets)
-    weights = _ema(before)
-    if any(name.startswith("fuser.") for name in weights):
-        model.load_state_dict(weights)
-    else:
-        model.encoder.load_state_dict(weights)
-        model.fuser.head.load_state_dict(model.encoder.head.state_dict())
-    groups = training_groups(data, stage.shares, stage.offsets, stage.clip_every)
-    settings = WindowSettings(size=stage.size, offsets=stage.offsets, corrupt_key=stage.corrupt_key)
-    return FuserTask(model, Windows(groups, settings, stage.loop.seed), _val(data))
+        raise UsageError(f'the stage {stage.name} needs an encoder stage before it, or weights = "FILE"')
+    content = read_data(stage, data)
+    model = _network(stage, content.skeleton, stage.offsets)
+    _take_encoder(model, before)
+    known = load(before)
+    if known.offsets:
+        if known.description != model.description:
+            raise ModelError(f"{before} is {known.description}, the stage {stage.name} trains {model.description}")
+        model.load_state_dict(known.state_dict())
+    return FuserTask(model, content, stage)
 
 
-def _val(data: Path) -> list[Subject]:
-    subjects = human_subjects(read_stills(data, "val", ["lspet"]))
-    if not subjects:
-        raise UsageError(f"{data} has no human-labelled validation people: lspet needs over 60 pictures")
-    return subjects
+def _network(stage: Stage, skeleton: Skeleton, offsets: tuple[int, ...]) -> FamiPose:
+    alignment = stage.alignment if isinstance(stage, FuserStage) else "per-frame"
+    return fami_pose(stage.backbone, offsets, skeleton=skeleton.name, alignment=alignment, heatmap=stage.heatmap)
 
 
-def _ema(checkpoint: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
-    return state
+def _take_encoder(model: FamiPose, checkpoint: Path) -> None:
+    """Begin with the encoder of a checkpoint; its heads too, where they are of the same joints.
+
+    Raises:
+        ModelError: it is of another backbone.
+    """
+    known = load(checkpoint)
+    if known.backbone != model.backbone:
+        raise ModelError(f"{checkpoint} has the backbone {known.backbone}, this stage trains {model.backbone}")
+    same_joints = known.skeleton == model.skeleton
+    state = known.encoder.state_dict()
+    if not same_joints:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "coarse_heads."))}
+    model.encoder.load_state_dict(state, strict=same_joints)
+    if isinstance(model.fuser, Fuser):
+        model.fuser.start_from(model.encoder.head)

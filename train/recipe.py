@@ -5,60 +5,96 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from streampose.errors import UsageError
-from streampose.train.loop import LoopSettings
+from streampose.train.settings import LoopSettings
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class EncoderStage(msgspec.Struct, tag_field="kind", tag="encoder", forbid_unknown_fields=True, frozen=True):
-    """The encoder on single frames.
+class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What the stages of a pose network have in common.
 
     Attributes:
         name: of the stage's folder under `--out`.
         size: (height, width) of the crops in pixels, both divisible by 32.
-        shares: share of each set among the samples.
         loop: see `LoopSettings`.
-        frozen_stages: of the trunk, besides the stem.
-        trunk_lr: learning rate of the trunk, relative to the rest.
-        clip_every: take every n-th frame of the clips.
+        backbone: see `fami_pose`.
+        heatmap: "distribution" is trained by cross-entropy, "gaussian" by squared error; see `fami_pose`.
+        sigma: spread of the targets in heatmap cells.
+        data: what `--data` holds, see `train.datasets`; "pack" is drawn from endlessly, the others epoch by epoch.
+        fold: of "jhmdb": which of its three splits.
+        shares: of "pack": share of each set among the samples.
+        clip_every: of "pack": take every n-th frame of the clips.
+        weights: checkpoint that the first stage begins with, of `streampose train` or `import-weights`; "" for none.
+        augment: fields of `WindowSettings` that differ from its defaults.
+        validate_people: how many people of the validation split are looked at while training, evenly spread; 0 is all.
     """
 
     name: str
     size: tuple[int, int]
-    shares: dict[str, float]
     loop: LoopSettings
+    backbone: str = "lite"
+    heatmap: Literal["distribution", "gaussian"] = "distribution"
+    sigma: float = 2.0
+    data: str = "pack"
+    fold: int = 1
+    shares: dict[str, float] = {}
+    clip_every: int = 5
+    weights: str = ""
+    augment: dict[str, float] = {}
+    validate_people: int = 1000
+
+    def __post_init__(self) -> None:
+        if any(side < 32 or side % 32 for side in self.size):
+            raise ValueError(f"size is (height, width), both divisible by 32, got {list(self.size)}")
+        if (self.data == "pack") != bool(self.shares):
+            raise ValueError('shares of sets belong to data = "pack", and it needs them')
+        if self.sigma <= 0 or self.clip_every < 1 or self.validate_people < 0:
+            raise ValueError("sigma is above 0, clip_every at least 1, validate_people not negative")
+
+
+class EncoderStage(_PoseStage, tag_field="kind", tag="encoder", frozen=True):
+    """The encoder with its single-frame head, on single frames.
+
+    Attributes:
+        frozen_stages: of lite: stages of the trunk, besides the stem, that keep their ImageNet weights.
+        trunk_lr: of lite: learning rate of the trunk, relative to the rest.
+    """
+
     frozen_stages: int = 2
     trunk_lr: float = 0.5
-    clip_every: int = 5
 
 
-class FuserStage(msgspec.Struct, tag_field="kind", tag="fuser", forbid_unknown_fields=True, frozen=True):
-    """The fuser on the features of the encoder of the stage before; keys as in `EncoderStage`.
+class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
+    """The fuser on the features of the encoder before it, which is frozen.
 
     Attributes:
         offsets: supporting frames relative to the key frame.
+        alignment: see `fami_pose`.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
+        support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out.
     """
 
-    name: str
-    size: tuple[int, int]
-    shares: dict[str, float]
-    loop: LoopSettings
     offsets: tuple[int, ...] = (-4, -3, -2, -1)
+    alignment: Literal["per-frame", "joint"] = "per-frame"
     corrupt_key: float = 0.5
-    clip_every: int = 3
+    support_information: float = 0.0
 
 
 class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown_fields=True, frozen=True):
-    """The person detector; keys as in `EncoderStage`.
+    """The person detector.
 
     Attributes:
+        name: of the stage's folder under `--out`.
         size: side of the square input in pixels, divisible by 32.
+        shares: share of each set of the pack among the samples.
+        loop: see `LoopSettings`.
+        frozen_stages, trunk_lr: as in `EncoderStage`.
+        clip_every: take every n-th frame of the clips.
         mosaic: share of the samples that are put together from four pictures.
     """
 
@@ -78,12 +114,18 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: str
     stage: list[EncoderStage | FuserStage | PersonStage]
 
+    def __post_init__(self) -> None:
+        if not self.stage:
+            raise ValueError("a recipe has at least one stage")
+        if len({stage.name for stage in self.stage}) < len(self.stage):
+            raise ValueError("two stages have the same name")
+
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by the name of a bundled one or by path.
 
     Args:
-        overrides: `STAGE.KEY=VALUE` or `STAGE.loop.KEY=VALUE`, the value as TOML.
+        overrides: `STAGE.KEY=VALUE` or `STAGE.loop.KEY=VALUE`, the value as TOML; `*` stands for every stage.
 
     Raises:
         UsageError: no such recipe, no TOML, an unknown or wrong key.
@@ -99,21 +141,24 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except FileNotFoundError as error:
         bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise UsageError(f"no recipe {path}; the bundled ones are: {bundled}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except OSError as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, UsageError) as error:
         raise UsageError(f"{path}: {error}") from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     stage_name, *keys = key.strip().split(".")
-    stages = [stage for stage in raw.get("stage", []) if stage.get("name") == stage_name]
+    stages = [stage for stage in raw.get("stage", []) if stage_name in ("*", stage.get("name"))]
     if not (equals and keys and stages):
         names = ", ".join(str(stage.get("name")) for stage in raw.get("stage", []))
         raise UsageError(f"--set {override}: expected STAGE.KEY=VALUE, the stages are: {names}")
-    target = stages[0]
-    for part in keys[:-1]:
-        target = target.setdefault(part, {})
     try:
-        target[keys[-1]] = tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--set {override}: the value is no TOML (quote strings): {error}") from error
+    for target in stages:
+        for part in keys[:-1]:
+            target = target.setdefault(part, {})
+        target[keys[-1]] = parsed

@@ -10,6 +10,8 @@ import msgspec
 import torch
 
 from streampose.errors import UsageError
+from streampose.train.checkpoint import NAME, read
+from streampose.train.distributed import Group, open_group
 from streampose.train.loop import Task, fit
 from streampose.train.person import person_task
 from streampose.train.pose import encoder_task, fuser_task
@@ -44,17 +46,25 @@ def run_recipe(
     if data is None:
         raise UsageError("training needs --data DIR, a folder in the pack's layout (docs/training.md)")
     out = out or Path("runs") / chosen.name
-    _claim(out, chosen, resume)
+    with open_group(chosen.stage[0].loop.device) as group:
+        if group.leads:
+            _claim(out, chosen, resume)
+        return _train_stages(chosen, data, out, resume, group)
+
+
+def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Group) -> Path:
     before: Path | None = None
-    for stage in chosen.stage:
+    for stage in recipe.stage:
         folder = out / stage.name
-        checkpoint = folder / "checkpoint.pt"
-        if resume and _steps_done(checkpoint) >= stage.loop.steps:
+        checkpoint = folder / NAME
+        if resume and stage.loop.steps and _steps_done(checkpoint) >= stage.loop.steps:
             log.info("%s is done already", stage.name)
         else:
-            log.info("%s: %d steps of %d samples", stage.name, stage.loop.steps, stage.loop.batch_size)
-            torch.manual_seed(stage.loop.seed)
-            fit(_task(stage, data, before), stage.loop, folder, resume)
+            torch.manual_seed(stage.loop.seed)  # the weights that a network begins with
+            task = _task(stage, data, before)
+            log.info("%s: %d steps", stage.name, stage.loop.plan(task.epoch_samples).steps)
+            fit(task, stage.loop, folder, resume, group)
+        group.wait()
         before = checkpoint
     assert before is not None
     return before
@@ -81,4 +91,4 @@ def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
+    return int(read(checkpoint)["step"])

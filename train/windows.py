@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from streampose.geometry import BOX_MARGIN, between_crops, compose, crop_affine, cut, invert, transform
-from streampose.heatmaps import encode
-from streampose.skeleton import COCO17
+from streampose.geometry import BOX_MARGIN, between_crops, compose, crop_affine, cut, transform
+from streampose.skeleton import COCO17, Skeleton
+from streampose.train import augment
 from streampose.train.pack import Clip, Person, Still
 
-STRIDE = 4
 Image = NDArray[np.uint8]
 Rng = np.random.Generator
 
@@ -36,6 +34,8 @@ class WindowSettings:
         born: chance that the track is so young that its oldest supporting frames, or all, are the oldest one there is.
         flip: chance of the mirror picture, with left and right joints exchanged.
         shade: chance of a change of light and tint, the same on all frames.
+        half_body: chance that the crop shows the upper or the lower half of a person.
+        half_body_joints: so many labelled joints a person has of whom half is shown.
     """
 
     size: tuple[int, int] = (256, 192)
@@ -50,6 +50,8 @@ class WindowSettings:
     born: float = 0.15
     flip: float = 0.5
     shade: float = 1.0
+    half_body: float = 0.0
+    half_body_joints: int = 8
 
     @staticmethod
     def for_evaluation(size: tuple[int, int], offsets: tuple[int, ...], corrupt_key: float) -> WindowSettings:
@@ -60,14 +62,27 @@ class WindowSettings:
         )  # fmt: skip
 
 
+class Pictures(Protocol):
+    """Where a subject's frames come from."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether these are frames of a video; a still's supporting frames are made up."""
+
+    def image(self, index: int) -> Image:
+        """Frame `index`, (H, W, 3) uint8 BGR."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A person to make windows of: in a still, or in frame `index` of a clip with its supporting frames."""
+    """A person to make windows of, in frame `index` of `source`, with its supporting frames; `skeleton` names the
+    joints."""
 
-    source: Still | Clip
+    source: Pictures
     person: Person
     index: int = 0
     support_indices: tuple[int, ...] = ()
+    skeleton: Skeleton = COCO17
 
 
 def still_subjects(stills: Sequence[Still], min_joints: int = 4) -> list[Subject]:
@@ -99,9 +114,8 @@ class Windows(Dataset[dict[str, Any]]):
     """Endless varied windows; sample `i` depends on the seed and `i` alone.
 
     A sample holds `crops` (T, H, W, 3) uint8 BGR with the key frame first, `transforms` (T, 2, 3) float32 from key-crop
-    to that frame's crop pixels, `targets` (J, H/4, W/4) float32 (see `heatmaps.encode`), `weights` (J,) float32 0..1,
-    `points` (J, 2) float32 in key-crop pixels, `human` (J,) bool and `side`, the longer side of the person's box in
-    key-crop pixels.
+    to that frame's crop pixels, `points` (J, 2) float32 in key-crop pixels, `weights` (J,) float32 0..1, `human` (J,)
+    bool and `side`, the longer side of the person's box in key-crop pixels.
     """
 
     def __init__(
@@ -119,42 +133,57 @@ class Windows(Dataset[dict[str, Any]]):
         return make_window(group[int(rng.integers(len(group)))], self.settings, rng)
 
 
+class ShuffledWindows(Dataset[dict[str, Any]]):
+    """Varied windows in epochs: each of N subjects once an epoch, in an order that the seed and the epoch give.
+
+    Sample `i`, of epoch `i // N`, depends on the seed and `i` alone; samples are as those of `Windows`.
+    """
+
+    def __init__(self, subjects: Sequence[Subject], settings: WindowSettings, seed: int = 0) -> None:
+        self.subjects = subjects
+        self.settings = settings
+        self.seed = seed
+        self._order: tuple[int, NDArray[np.intp]] | None = None
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(index, len(self.subjects))
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.subjects))
+            self._order = (epoch, order)
+        rng = np.random.default_rng((self.seed, 0, index))
+        return make_window(self.subjects[int(self._order[1][place])], self.settings, rng)
+
+
 def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[str, Any]:
     """One varied window of a subject; see `Windows`."""
     box, flip = subject.person.box, bool(rng.random() < settings.flip)
     side = float(max(box[2:] - box[:2]))
-    rotation = float(rng.uniform(-1, 1) * settings.rotation_deg) if rng.random() < 0.7 else 0.0
-    margin = BOX_MARGIN * float(np.exp(rng.uniform(-1, 1) * np.log1p(settings.scale)))
-    moved = box + np.tile(rng.uniform(-settings.shift, settings.shift, 2) * side, 2).astype(np.float32)
-    key = crop_affine(moved, settings.size, margin, rotation)
-    affines = [key] + [_drift(key, side, settings, rng) for _ in settings.offsets]
-    motions = _motions(subject, side, settings, rng)
-    pictures = _pictures(subject, len(settings.offsets))
+    key = _key_affine(subject, side, settings, rng)
+    affines = [key] + [augment.drift(key, side, settings.size, settings.crop_drift, rng) for _ in settings.offsets]
+    strength = 0.0 if subject.source.moving else settings.motion
+    motions = augment.motions(np.float32(0.5) * (box[:2] + box[2:]), side, settings.offsets, strength, rng)
     crops = [
         cut(picture, compose(affine, motion), settings.size)
-        for picture, affine, motion in zip(pictures, affines, motions, strict=True)
+        for picture, affine, motion in zip(_pictures(subject, settings), affines, motions, strict=True)
     ]
     points = transform(subject.person.keypoints[:, :2], key)
     weights, human = subject.person.keypoints[:, 2].copy(), subject.person.human
     if rng.random() < settings.shade:
-        _shade(crops, rng)
+        augment.shade(crops, rng)
     if rng.random() < settings.occlude:
-        _cover(crops, points, rng)
+        augment.cover(crops, points, rng)
     if settings.offsets and rng.random() < settings.corrupt_key:
-        crops[0] = corrupt(crops[0], points, rng)
+        crops[0] = augment.corrupt(crops[0], points, rng)
     if settings.offsets and rng.random() < settings.born:
-        _repeat_oldest(crops, affines, settings.offsets, int(rng.integers(len(crops))))
+        augment.repeat_oldest(crops, affines, settings.offsets, int(rng.integers(len(crops))))
     transforms = between_crops(np.stack([key] * len(affines)), np.stack(affines))
     if flip:
-        crops, points, transforms = _flip(crops, points, transforms)
-        weights, human = weights[list(COCO17.mirror)], human[list(COCO17.mirror)]
-    height, width = settings.size
-    targets = encode((points / STRIDE).astype(np.float32), (height // STRIDE, width // STRIDE))
-    weights = np.where(targets.sum(axis=(1, 2)) > 0, weights, 0)
+        mirror = list(subject.skeleton.mirror)
+        crops, points, transforms = augment.flip(crops, points, transforms, subject.skeleton)
+        weights, human = weights[mirror], human[mirror]
     return {
         "crops": np.stack(crops),
         "transforms": transforms.astype(np.float32),
-        "targets": targets,
         "weights": weights.astype(np.float32),
         "points": points.astype(np.float32),
         "human": human,
@@ -162,115 +191,22 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
     }
 
 
-def picture(subject: Subject) -> Image:
-    """The subject's own (key) picture, (H, W, 3) uint8 BGR."""
-    return subject.source.image() if isinstance(subject.source, Still) else subject.source.image(subject.index)
+def _key_affine(subject: Subject, side: float, settings: WindowSettings, rng: Rng) -> NDArray[np.float32]:
+    """The key frame's crop: around the person, or half of it, turned, scaled and moved."""
+    box = subject.person.box
+    rotation = float(rng.uniform(-1, 1) * settings.rotation_deg) if rng.random() < 0.7 else 0.0
+    margin = BOX_MARGIN * float(np.exp(rng.uniform(-1, 1) * np.log1p(settings.scale)))
+    moved = box + np.tile(rng.uniform(-settings.shift, settings.shift, 2) * side, 2).astype(np.float32)
+    if settings.half_body and rng.random() < settings.half_body:
+        least = settings.half_body_joints
+        half = augment.half_body_box(subject.person.keypoints, subject.skeleton, least, rng)
+        moved = moved if half is None else half
+    return crop_affine(moved, settings.size, margin, rotation)
 
 
-def _pictures(subject: Subject, supports: int) -> list[Image]:
-    if isinstance(subject.source, Still):
-        return [subject.source.image()] * (1 + supports)
-    indices = (subject.index, *subject.support_indices[:supports])
-    return [subject.source.image(index) for index in indices]
-
-
-def _motions(subject: Subject, side: float, settings: WindowSettings, rng: Rng) -> list[NDArray[np.float32]]:
-    """Made-up movement of the picture in each frame: none where the frames are real."""
-    identity = np.eye(2, 3, dtype=np.float32)
-    if isinstance(subject.source, Clip) or not settings.motion:
-        return [identity] * (1 + len(settings.offsets))
-    speed = rng.uniform(-1, 1, 2) * settings.motion * side
-    turn, growth = float(rng.uniform(-2, 2)), float(rng.uniform(-0.01, 0.01))
-    centre = (subject.person.box[:2] + subject.person.box[2:]) / 2
-    motions = [identity]
-    for offset in settings.offsets:
-        angle, scale = np.deg2rad(turn * offset), 1 + growth * offset
-        linear = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        shift = centre - linear @ centre + speed * offset + rng.uniform(-0.005, 0.005, 2) * side
-        motions.append(np.concatenate([linear, shift[:, None]], axis=1).astype(np.float32))
-    return motions
-
-
-def _drift(key: NDArray[np.float32], side: float, settings: WindowSettings, rng: Rng) -> NDArray[np.float32]:
-    """The crop of a supporting frame: often the key frame's, otherwise a little off."""
-    if rng.random() < 0.5:
-        return key
-    scale = 1 + rng.uniform(-1, 1) * settings.crop_drift
-    centre = np.array([settings.size[1] / 2, settings.size[0] / 2])
-    shift = centre * (1 - scale) + rng.uniform(-1, 1, 2) * settings.crop_drift * side * np.abs(key[0, 0])
-    change = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32)
-    return compose(change, key)
-
-
-def _repeat_oldest(crops: list[Image], affines: list[NDArray[np.float32]], offsets: Sequence[int], age: int) -> None:
-    """Put the oldest of the `age` newest frames before the key, or the key itself, where older ones are missing."""
-    by_age = sorted(range(len(crops)), key=lambda slot: -(0, *offsets)[slot])
-    oldest = by_age[age]
-    for slot in by_age[age + 1 :]:
-        crops[slot], affines[slot] = crops[oldest], affines[oldest]
-
-
-def _shade(crops: list[Image], rng: Rng) -> None:
-    """The same change of light, contrast and tint on all frames of the window."""
-    gain = rng.uniform(0.65, 1.4) * rng.uniform(0.92, 1.08, 3)
-    bias = rng.uniform(-25, 25)
-    tables = np.clip(np.arange(256)[:, None] * gain + bias, 0, 255).astype(np.uint8)
-    for index, crop in enumerate(crops):
-        crops[index] = np.asarray(cv2.LUT(crop, tables[None]), np.uint8)
-
-
-def _cover(crops: list[Image], points: NDArray[np.float32], rng: Rng) -> None:
-    """A flat patch over part of the person, in all frames."""
-    height, width = crops[0].shape[:2]
-    x, y = points[int(rng.integers(len(points)))]
-    half = rng.uniform(0.05, 0.16, 2) * height
-    low = np.clip([x - half[0], y - half[1]], 0, [width, height]).astype(int)
-    high = np.clip([x + half[0], y + half[1]], 0, [width, height]).astype(int)
-    colour = rng.integers(0, 256, 3)
-    for crop in crops:
-        crop[low[1] : high[1], low[0] : high[0]] = colour
-
-
-def corrupt(crop: Image, points: NDArray[np.float32], rng: Rng) -> Image:
-    """Motion blur, low light or a patch, on one frame.
-
-    Args:
-        crop: (H, W, 3) uint8.
-        points: (J, 2) joints in crop pixels; the patch lies over one of them.
-    """
-    kind = rng.integers(3)
-    if kind == 0:
-        return blur(crop, float(rng.uniform(0.04, 0.14)), float(rng.uniform(0, 180)))
-    if kind == 1:
-        return darken(crop, float(rng.uniform(0.05, 0.25)), rng)
-    covered = crop.copy()
-    for _ in range(int(rng.integers(1, 3))):
-        _cover([covered], points, rng)
-    return covered
-
-
-def blur(crop: Image, strength: float, angle_deg: float) -> Image:
-    """Linear motion blur over `strength` of the crop's height (0..1) along `angle_deg`."""
-    length = max(3, int(strength * crop.shape[0]) | 1)
-    kernel = np.zeros((length, length), np.float32)
-    kernel[length // 2] = 1
-    turn = cv2.getRotationMatrix2D((length // 2, length // 2), angle_deg, 1)
-    turned = cv2.warpAffine(kernel, turn, (length, length))
-    return np.asarray(cv2.filter2D(crop, -1, turned / turned.sum()), np.uint8)
-
-
-def darken(crop: Image, gain: float, rng: Rng) -> Image:
-    """Low light: `gain` (0..1) of the light is left, with the noise of a sensor that amplifies it."""
-    noise = rng.normal(0, 6, crop.shape)
-    return np.asarray(np.clip(crop * gain + noise, 0, 255), np.uint8)
-
-
-def _flip(
-    crops: list[Image], points: NDArray[np.float32], transforms: NDArray[np.float32]
-) -> tuple[list[Image], NDArray[np.float32], NDArray[np.float32]]:
-    """Mirror crops, points (joints exchanged) and transforms."""
-    mirror = np.array([[-1, 0, crops[0].shape[1]], [0, 1, 0]], np.float32)
-    flipped = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
-    same = np.repeat(mirror[None], len(transforms), axis=0)
-    mirrored = transform(points, mirror)[list(COCO17.mirror)]
-    return flipped, mirrored, compose(same, compose(transforms, invert(same)))
+def _pictures(subject: Subject, settings: WindowSettings) -> list[Image]:
+    key = subject.source.image(subject.index)
+    if not subject.source.moving:
+        return [key] * (1 + len(settings.offsets))
+    supports = subject.support_indices[: len(settings.offsets)]
+    return [key, *(subject.source.image(index) for index in supports)]

@@ -161,7 +161,8 @@ class HRNet(nn.Module):
             maps = [*maps, transition[len(maps)](maps[-1])]
             for exchange in stage:
                 maps = exchange(maps)
-        return maps[0]
+        finest: Tensor = maps[0]
+        return finest
 
 
 def public_name(name: str) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streampose.model.lite import separable
-from streampose.model.mobile import EfficientNetLite0, Stage, conv_bn
+from streampose.model.mobile import EfficientNetLite0, Stage, conv_bn, separable
 from streampose.model.network import centre, take_bgr
 
 STAGES = (

@@ -1,0 +1,145 @@
+"""Variations of training windows. Geometry is the same for all frames, or known: it goes into the transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from streampose.geometry import compose, invert, transform
+from streampose.skeleton import Skeleton
+
+Image = NDArray[np.uint8]
+Array = NDArray[np.float32]
+Rng = np.random.Generator
+
+LOWER_BODY = ("hip", "knee", "ankle")
+HALF_BODY_GROWTH = 1.2
+"""Half a body's box is the extent of its joints grown by this; with the crop's margin of 1.25 that is HRNet's 1.5."""
+LEAST_HALF_BODY = 3
+
+
+def half_body_box(keypoints: Array, skeleton: Skeleton, least_joints: int, rng: Rng) -> Array | None:
+    """The box (4,) xyxy of a person's upper or lower half; None where too little is labelled.
+
+    Args:
+        keypoints: (J, 3) x, y, weight.
+        least_joints: so many labelled joints the whole person must have (8 in HRNet and FAMI-Pose).
+    """
+    labelled = keypoints[:, 2] > 0
+    if labelled.sum() < least_joints:
+        return None
+    lower = np.array([any(part in name for part in LOWER_BODY) for name in skeleton.joints])
+    halves = [half for half in (labelled & lower, labelled & ~lower) if half.sum() >= LEAST_HALF_BODY]
+    if not halves:
+        return None
+    points = keypoints[halves[int(rng.integers(len(halves)))], :2]
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    half = np.maximum((points.max(axis=0) - points.min(axis=0)) / 2 * HALF_BODY_GROWTH, 4.0)
+    return np.concatenate([middle - half, middle + half]).astype(np.float32)
+
+
+def motions(centre: Array, side: float, offsets: Sequence[int], strength: float, rng: Rng) -> list[Array]:
+    """Made-up movement of a still picture: an affine (2, 3) for the key frame (none) and for each supporting frame.
+
+    Args:
+        centre: (2,) of the person, in picture pixels; turning and growing leave it.
+        side: of the person's box, in picture pixels.
+        strength: largest movement between neighbouring frames, in sides; 0 is none at all.
+    """
+    identity = np.eye(2, 3, dtype=np.float32)
+    if not strength:
+        return [identity] * (1 + len(offsets))
+    speed = rng.uniform(-1, 1, 2) * strength * side
+    turn, growth = float(rng.uniform(-2, 2)), float(rng.uniform(-0.01, 0.01))
+    moved = [identity]
+    for offset in offsets:
+        angle, scale = np.deg2rad(turn * offset), 1 + growth * offset
+        linear = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        shift = centre - linear @ centre + speed * offset + rng.uniform(-0.005, 0.005, 2) * side
+        moved.append(np.concatenate([linear, shift[:, None]], axis=1).astype(np.float32))
+    return moved
+
+
+def drift(key: Array, side: float, size: tuple[int, int], strength: float, rng: Rng) -> Array:
+    """The crop affine (2, 3) of a supporting frame: often the key frame's, otherwise up to `strength` box sides off."""
+    if rng.random() < 0.5:
+        return key
+    scale = 1 + rng.uniform(-1, 1) * strength
+    centre = np.array([size[1] / 2, size[0] / 2])
+    shift = centre * (1 - scale) + rng.uniform(-1, 1, 2) * strength * side * np.hypot(*key[0, :2])
+    return compose(np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32), key)
+
+
+def repeat_oldest(crops: list[Image], affines: list[Array], offsets: Sequence[int], age: int) -> None:
+    """Put the oldest of the `age` newest frames before the key, or the key itself, where older ones are missing."""
+    by_age = sorted(range(len(crops)), key=lambda slot: -(0, *offsets)[slot])
+    oldest = by_age[age]
+    for slot in by_age[age + 1 :]:
+        crops[slot], affines[slot] = crops[oldest], affines[oldest]
+
+
+def flip(crops: list[Image], points: Array, transforms: Array, skeleton: Skeleton) -> tuple[list[Image], Array, Array]:
+    """Mirror crops, points (J, 2) (left and right joints exchanged) and transforms (T, 2, 3)."""
+    mirror = np.array([[-1, 0, crops[0].shape[1]], [0, 1, 0]], np.float32)
+    flipped = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
+    same = np.repeat(mirror[None], len(transforms), axis=0)
+    mirrored = transform(points, mirror)[list(skeleton.mirror)]
+    return flipped, mirrored, compose(same, compose(transforms, invert(same)))
+
+
+def shade(crops: list[Image], rng: Rng) -> None:
+    """The same change of light, contrast and tint on all frames of the window."""
+    gain = rng.uniform(0.65, 1.4) * rng.uniform(0.92, 1.08, 3)
+    bias = rng.uniform(-25, 25)
+    tables = np.clip(np.arange(256)[:, None] * gain + bias, 0, 255).astype(np.uint8)
+    for index, crop in enumerate(crops):
+        crops[index] = np.asarray(cv2.LUT(crop, tables[None]), np.uint8)
+
+
+def cover(crops: list[Image], points: Array, rng: Rng) -> None:
+    """A flat patch over one of the joints (J, 2), in all frames."""
+    height, width = crops[0].shape[:2]
+    x, y = points[int(rng.integers(len(points)))]
+    half = rng.uniform(0.05, 0.16, 2) * height
+    low = np.clip([x - half[0], y - half[1]], 0, [width, height]).astype(int)
+    high = np.clip([x + half[0], y + half[1]], 0, [width, height]).astype(int)
+    colour = rng.integers(0, 256, 3)
+    for crop in crops:
+        crop[low[1] : high[1], low[0] : high[0]] = colour
+
+
+def corrupt(crop: Image, points: Array, rng: Rng) -> Image:
+    """Motion blur, low light or patches, on one frame.
+
+    Args:
+        crop: (H, W, 3) uint8.
+        points: (J, 2) joints in crop pixels; a patch lies over one of them.
+    """
+    kind = rng.integers(3)
+    if kind == 0:
+        return blur(crop, float(rng.uniform(0.04, 0.14)), float(rng.uniform(0, 180)))
+    if kind == 1:
+        return darken(crop, float(rng.uniform(0.05, 0.25)), rng)
+    covered = crop.copy()
+    for _ in range(int(rng.integers(1, 3))):
+        cover([covered], points, rng)
+    return covered
+
+
+def blur(crop: Image, strength: float, angle_deg: float) -> Image:
+    """Linear motion blur over `strength` of the crop's height (0..1) along `angle_deg`."""
+    length = max(3, int(strength * crop.shape[0]) | 1)
+    kernel = np.zeros((length, length), np.float32)
+    kernel[length // 2] = 1
+    turn = cv2.getRotationMatrix2D((length // 2, length // 2), angle_deg, 1)
+    turned = cv2.warpAffine(kernel, turn, (length, length))
+    return np.asarray(cv2.filter2D(crop, -1, turned / turned.sum()), np.uint8)
+
+
+def darken(crop: Image, gain: float, rng: Rng) -> Image:
+    """Low light: `gain` (0..1) of the light is left, with the noise of a sensor that amplifies it."""
+    noise = rng.normal(0, 6, crop.shape)
+    return np.asarray(np.clip(crop * gain + noise, 0, 255), np.uint8)
