@@ -1,0 +1,161 @@
+"""Every bundled recipe is valid and runs, from its data set's layout to a checkpoint; wrong keys are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the [train] extra")
+pytest.importorskip("tensorboard", reason="needs the [train] extra")
+
+from streampose.errors import ModelError, UsageError
+from streampose.model import fami_pose, load
+from streampose.skeleton import POSETRACK
+from streampose.train import run_recipe
+from streampose.train.recipe import RECIPES, FuserStage, read_recipe
+
+PAPER = ("posetrack17_fami_w48", "posetrack18_fami_w48", "posetrack21_fami_w48", "jhmdb_fami_w48")
+SMALL = (
+    '*.backbone="lite"', "*.size=[64, 64]", "*.loop.batch_size=2", "*.loop.workers=0", '*.loop.device="cpu"',
+    "*.loop.threads=1", '*.loop.precision="fp32"', "*.loop.warmup_steps=0", "*.loop.milestones=[1]", "*.loop.epochs=2",
+)  # fmt: skip
+
+
+def test_all_recipes_are_valid() -> None:
+    names = {path.stem for path in RECIPES.glob("*.toml")}
+    assert names == {"lite", "person", "coco_hrnet_w48", *PAPER}
+    assert all(read_recipe(name).name == name for name in names)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_fami_recipes_have_the_papers_settings(name: str) -> None:
+    """FAMI-Pose, section 4.1, and the released configuration."""
+    encoder, fuser = read_recipe(name).stage
+    assert isinstance(fuser, FuserStage)
+    assert (fuser.backbone, fuser.size, fuser.sigma, fuser.heatmap) == ("hrnet-w48", (384, 288), 3.0, "gaussian")
+    assert fuser.offsets == (-2, -1, 1, 2)
+    loop = fuser.loop
+    assert (loop.optimizer, loop.lr, loop.epochs, loop.batch_size) == ("adam", 1e-3, 21, 48)
+    assert (loop.schedule, loop.milestones, loop.lr_factor) == ("step", (8, 12, 16), 0.1)
+    for stage in (encoder, fuser):
+        wanted = {"rotation_deg": 45, "scale": 0.35, "half_body": 0.3}
+        assert {key: stage.augment[key] for key in wanted} == wanted  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def posetrack(tmp_path: Path) -> Path:
+    """PoseTrack18 with one sequence of four frames a split, three people."""
+    root = tmp_path / "PoseTrack18"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        folder = root / f"images/{split}/000001_mpii_{split}"
+        folder.mkdir(parents=True)
+        for index in range(4):
+            assert cv2.imwrite(str(folder / f"{index:06d}.jpg"), rng.integers(0, 255, (90, 120, 3)).astype(np.uint8))
+        images = [
+            {"id": 100 + i, "file_name": f"images/{split}/{folder.name}/{i:06d}.jpg", "is_labeled": i in (1, 2)}
+            for i in range(4)
+        ]
+        points = np.column_stack([rng.uniform([30, 20], [90, 80], (17, 2)), np.ones(17)])
+        people = [
+            {"image_id": image, "id": image * 10 + track, "track_id": track, "category_id": 1,
+             "bbox": [25, 15, 70, 70], "bbox_head": [40, 20, 10, 10], "keypoints": points.ravel().tolist()}
+            for image, track in ((101, 0), (101, 1), (102, 0), (102, 1))
+        ]  # fmt: skip
+        content = {
+            "images": images, "annotations": people,
+            "categories": [{"id": 1, "name": "person", "keypoints": list(POSETRACK.joints)}],
+        }  # fmt: skip
+        labels = root / f"annotations/{split}/000001_mpii_{split}.json"
+        labels.parent.mkdir(parents=True)
+        labels.write_text(json.dumps(content))
+    return root
+
+
+def trained(tmp_path: Path, data: Path, name: str = "out", more: Sequence[str] = (), **options: Any) -> Path:
+    return run_recipe("posetrack18_fami_w48", data, tmp_path / name, overrides=[*SMALL, *more], **options)
+
+
+def test_the_posetrack_recipe_trains_encoder_and_fuser(posetrack: Path, tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path, posetrack)
+    network = load(checkpoint)
+    assert (network.backbone, network.skeleton, network.heatmap) == ("lite", "posetrack", "gaussian")
+    assert network.offsets == (-2, -1, 1, 2)
+    encoder = load(tmp_path / "out/encoder/checkpoint.pt")
+    assert encoder.offsets == ()
+    same = zip(encoder.encoder.state_dict().values(), network.encoder.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    rows = (tmp_path / "out/fuser/log.csv").read_text()
+    assert "loss,heatmap" in rows
+    assert "loss,support" in rows
+    assert "val,pck01_corrupt_five" in rows
+    assert torch.load(checkpoint, weights_only=True)["step"] == 2 * (4 // 2)
+    assert json.loads((tmp_path / "out/recipe.json").read_text())["stage"][0]["backbone"] == "lite"
+
+
+def test_a_stage_begins_with_given_weights(posetrack: Path, tmp_path: Path) -> None:
+    """Of other joints: the head is new, everything else is taken. Of another backbone: refused."""
+    start = fami_pose("lite", ())
+    torch.save({"ema": start.state_dict(), "network": start.description}, tmp_path / "start.pt")
+    frozen = ["encoder.loop.lr=1e-12", f'encoder.weights="{tmp_path / "start.pt"}"']
+    trained(tmp_path, posetrack, more=frozen)
+    after = load(tmp_path / "out/encoder/checkpoint.pt").encoder.state_dict()
+    for name, before in start.encoder.state_dict().items():
+        if name.endswith("weight") and not name.startswith(("head.", "coarse_heads.")):
+            assert torch.allclose(after[name], before, atol=1e-6), name
+    with pytest.raises(ModelError, match="has the backbone lite, this stage trains hrnet-w32"):
+        trained(tmp_path, posetrack, "other", [*frozen, '*.backbone="hrnet-w32"'])
+    with pytest.raises(ModelError, match="is missing"):
+        trained(tmp_path, posetrack, "none", ['encoder.weights="nowhere.pt"'])
+
+
+def test_a_run_is_continued_and_never_overwritten(posetrack: Path, tmp_path: Path) -> None:
+    trained(tmp_path, posetrack)
+    before = (tmp_path / "out/fuser/checkpoint.pt").read_bytes()
+    with pytest.raises(UsageError, match="holds a run already"):
+        trained(tmp_path, posetrack)
+    trained(tmp_path, posetrack, resume=True)
+    assert (tmp_path / "out/fuser/checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fuser.loop.stepz=7", "stepz"),
+        ("fuser.offset=[1]", "offset"),
+        ("nobody.loop.steps=7", "stages are: encoder, fuser"),
+        ("fuser.loop.epochs=many", "no TOML"),
+        ("fuser.loop.epochs=0", "one of steps and epochs"),
+        ("fuser.size=[100, 96]", "divisible by 32"),
+        ('fuser.data="pack"', "shares of sets belong"),
+        ('fuser.alignment="both"', "alignment"),
+        ("fuser.sigma=0.0", "sigma is above 0"),
+    ],
+)
+def test_a_wrong_key_is_named(change: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        read_recipe("posetrack18_fami_w48", [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_augmentation_or_data_set_is_named(posetrack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no augmentation wobble; there are .*half_body"):
+        trained(tmp_path, posetrack, "a", ["encoder.augment.wobble=1.0"])
+    with pytest.raises(UsageError, match="no data set 'mpii'"):
+        trained(tmp_path, posetrack, "b", ['*.data="mpii"'])
+    with pytest.raises(UsageError, match="PoseTrack21"):
+        trained(tmp_path, tmp_path / "nowhere", "c")
+
+
+def test_an_unknown_recipe_names_the_bundled_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="coco_hrnet_w48, jhmdb_fami_w48, lite, person"):
+        read_recipe("nothing")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_recipe(tmp_path / "folder.toml")
