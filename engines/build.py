@@ -69,7 +69,7 @@ def build_from_checkpoint(
 
 
 def build_bundle(
-    network: FamiPose, out: Path, name: str = "lite", input_size: tuple[int, int] = (256, 192)
+    network: FamiPose, out: Path, name: str = "lite", input_size: tuple[int, int] | None = None
 ) -> Manifest:
     """Write a pose network as a bundle for ONNX Runtime.
 
@@ -77,13 +77,14 @@ def build_bundle(
         network: in evaluation mode.
         out: folder to write; it must not exist.
         name: of the model.
-        input_size: (height, width) of the crops.
+        input_size: (height, width) of the crops; by default the network's usual one.
 
     Raises:
         ModelError: ONNX Runtime does not compute what torch does; nothing is written.
         UsageError: `out` exists.
         OutputError: `out` cannot be written.
     """
+    input_size = input_size or network.input_size
     frames = 1 + len(network.offsets)
     crops, affines = demo_windows(input_size, frames)
     with _bundle(out) as folder, torch.inference_mode():
@@ -106,6 +107,7 @@ def build_bundle(
             versions=_versions(),
             parity={},
             offsets=network.offsets,
+            skeleton=network.skeleton,
         )
         parity = _pose_parity(network, OnnxRuntimeEngine(folder, manifest), crops, affines)
         _check(name, parity)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -277,7 +278,7 @@ def _open_loader(
         batch_sampler=_Steps(first, plan.steps, settings, group),
         num_workers=settings.workers,
         generator=torch.Generator(),  # or it draws from torch's own, once more for each time a run is resumed
-        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        worker_init_fn=_settle_worker,
         prefetch_factor=4 if settings.workers else None,
         pin_memory=group.device.type == "cuda",
     )
@@ -301,7 +302,9 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
             slow.copy_(fast)
 
 
-def _leave_ctrl_c_to_the_parent(_worker: int) -> None:
+def _settle_worker(_worker: int) -> None:
+    """Leave Ctrl-C to the parent, and the other cores to the other workers."""
+    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -186,12 +186,14 @@ def encode_windows(encoder: nn.Module, crops: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_windows(model: FamiPose, samples: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float32]]:
+def predict_windows(
+    model: FamiPose, samples: Sequence[Mapping[str, Any]], encoder: nn.Module | None = None
+) -> list[NDArray[np.float32]]:
     """Keypoints (N, J, 3) of windows (see `Windows`), in key-crop pixels: by the encoder's head alone and, where the
-    network has supporting frames, fused."""
+    network has supporting frames, fused. `encoder` is `frozen_encoder(model)`, if it was made already."""
     device = next(model.parameters()).device
     crops = torch.from_numpy(np.stack([sample["crops"] for sample in samples])).to(device)
-    features = encode_windows(frozen_encoder(model), crops)
+    features = encode_windows(encoder or frozen_encoder(model), crops)
     found = [model.decode(model.single(features[:, 0])).cpu().numpy()]
     if model.offsets:
         transforms = torch.from_numpy(np.stack([sample["transforms"] for sample in samples])).to(device)
@@ -218,6 +220,7 @@ def window_pck(
         share: a joint is found within this share of the longer side of the person's box.
     """
     settings = WindowSettings.for_evaluation(size, model.offsets, corrupt_key)
+    encoder = frozen_encoder(model)
     right, total = np.zeros(2), 0
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
@@ -225,7 +228,7 @@ def window_pck(
         human = np.stack([sample["human"] for sample in samples])
         points = np.stack([sample["points"] for sample in samples])
         reach = share * np.array([sample["side"] for sample in samples])
-        for mode, keypoints in enumerate(predict_windows(model, samples)):
+        for mode, keypoints in enumerate(predict_windows(model, samples, encoder)):
             near = np.linalg.norm(keypoints[..., :2] - points, axis=2) <= reach[:, None]
             right[mode] += (near & human).sum()
         total += int(human.sum())

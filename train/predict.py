@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 16
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
-LITE_SIZE = (256, 192)
-PAPER_SIZE = (384, 288)
-"""(height, width) of the crops the networks are trained on: the lite one, and HRNet as in the paper."""
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.float32]
@@ -178,7 +175,7 @@ def open_model(model: str, flip: bool = False, size: tuple[int, int] | None = No
     skeleton = known_skeleton(network.skeleton, model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info("%s runs on %s", model, device)
-    size = size or (LITE_SIZE if network.backbone == "lite" else PAPER_SIZE)
+    size = size or network.input_size
     return TorchModel(network, skeleton, size, device, flip)
 
 

@@ -144,6 +144,11 @@ class FamiPose(nn.Module):
     def joints(self) -> int:
         return len(SKELETONS[self.skeleton].joints)
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the crops that this backbone is usually given; others work as well."""
+        return (256, 192) if self.backbone == "lite" else (384, 288)
+
     def freeze_encoder(self) -> None:
         """Fix the encoder; its BatchNorm keeps its statistics whatever mode the rest is in."""
         self.encoder_frozen = True
