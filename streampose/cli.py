@@ -260,6 +260,36 @@ def evaluate(
     typer.echo("\n\n".join("\n".join(table.lines()) for table in tables))
 
 
+@app.command("import-weights")
+def import_weights(
+    context: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A public checkpoint: HRNet, DCPose, PoseWarper or FAMI-Pose.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
+    skeleton: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Joints of its heatmaps; by default what the kind is trained on.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Bring public weights in, and say which tensors were used. Needs the extra [train].
+
+    Files that hold code are refused. --json lists every tensor.
+    """
+    from streampose.console import import_lines, set_up_logging, to_json
+
+    set_up_logging(context.obj)
+    with _extra("train", _TRAIN_PACKAGES):
+        from streampose.model import import_weights as bring_in
+
+        report = bring_in(file, out, skeleton)
+    if json:
+        _write(to_json(report))
+        return
+    for line in import_lines(report):
+        typer.echo(line)
+
+
 @app.command("build-engine")
 def build_engine(
     context: typer.Context,

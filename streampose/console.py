@@ -10,7 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from rich.console import Console
@@ -200,6 +200,38 @@ def manifest_line(manifest: Manifest) -> str:
     """A bundle in one line."""
     height, width = manifest.input_size
     return f"{manifest.name:<12} {manifest.kind:<16} {manifest.target} {manifest.precision}, input {width}x{height}"
+
+
+class Imported(Protocol):
+    """What became of a public checkpoint's tensors; see `streampose.model.ImportReport`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def network(self) -> dict[str, Any]: ...
+    @property
+    def used(self) -> tuple[str, ...]: ...
+    @property
+    def missing(self) -> tuple[str, ...]: ...
+    @property
+    def reshaped(self) -> tuple[str, ...]: ...
+    @property
+    def left_over(self) -> tuple[str, ...]: ...
+
+
+def import_lines(report: Imported) -> list[str]:
+    """What `import-weights` says: the network, and how many tensors were used and were not, with the first names."""
+    network = report.network
+    lines = [f"{report.kind}: {network['backbone']}, variant {network['variant']}, joints of {network['skeleton']}"]
+    for what, names, note in (
+        ("used", report.used, ""),
+        ("missing", report.missing, " (random values)"),
+        ("of another shape", report.reshaped, " (not used)"),
+        ("left over", report.left_over, " (not used)"),
+    ):
+        first = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        lines.append(f"{what}: {len(names)}{note if names else ''}{': ' + first if names else ''}")
+    return lines
 
 
 def bundle_text(folder: Path, manifest: Manifest) -> str:

@@ -26,8 +26,16 @@ DETECTOR = {"detector": "person"}
 """What a checkpoint of the person detector says of its network."""
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to instantiate", "Trying to call")
 """What torch says where a file holds more than tensors and plain values."""
-PREFIXES = ("module.", "backbone.", "keypoint_head.", "head.", "rough_pose_estimation_net.", "hrnet.", "model.")
-"""What public checkpoints put before HRNet's names: DataParallel, mmpose (backbone and head), DCPose, FAMI-Pose."""
+PREFIXES = (
+    "module.", "backbone.", "keypoint_head.", "head.", "rough_pose_estimation_net.", "preact.", "hrnet.", "model.",
+)  # fmt: skip
+"""What public checkpoints put before HRNet's names: DataParallel, mmpose (backbone and head), DCPose, its followers,
+FAMI-Pose. PoseWarper puts nothing before them."""
+HRNET_PARTS = (
+    "conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage2.", "stage3.", "stage4.", "final_layer.",
+)  # fmt: skip
+VIDEO_PARTS = ("rough_pose_estimation_net.", "preact.", BACKBONE, "offset_feats", "offsets", "deform_conv")
+"""What only networks that are trained on PoseTrack have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +43,11 @@ class ImportReport:
     """What became of a public checkpoint's tensors, by its own names.
 
     Attributes:
-        kind: "hrnet" or "released FAMI-Pose".
+        kind: "HRNet" or "released FAMI-Pose".
         network: what was written, as `FamiPose.description`.
         used: tensors that were taken.
         missing: tensors that the network has and the file lacks, by our names; they keep random values.
+        reshaped: tensors of the file that the network has in another shape, such as a head for other joints.
         left_over: tensors of the file that the network has no place for.
     """
 
@@ -46,6 +55,7 @@ class ImportReport:
     network: dict[str, Any]
     used: tuple[str, ...]
     missing: tuple[str, ...]
+    reshaped: tuple[str, ...]
     left_over: tuple[str, ...]
 
 
@@ -181,7 +191,7 @@ def _public_tensors(file: Path) -> dict[str, Tensor]:
 def _import_released(public: dict[str, Tensor], skeleton: str | None) -> tuple[FamiPose, ImportReport]:
     network = fami_pose("hrnet-w48", variant="released", skeleton=skeleton)
     network.load_state_dict(from_released(public, network.state_dict()))
-    return network, ImportReport("released FAMI-Pose", network.description, tuple(public), (), ())
+    return network, ImportReport("released FAMI-Pose", network.description, tuple(public), (), (), ())
 
 
 def _import_hrnet(file: Path, public: dict[str, Tensor], skeleton: str | None) -> tuple[FamiPose, ImportReport]:
@@ -191,9 +201,7 @@ def _import_hrnet(file: Path, public: dict[str, Tensor], skeleton: str | None) -
     if width not in (32, 48):
         seen = "no HRNet" if width is None else f"an HRNet of width {width}; known are 32 and 48"
         raise ModelError(f"{file} holds {seen}; its tensors begin with {', '.join(list(public)[:3])}")
-    video = any(
-        name.startswith(("rough_pose_estimation_net.", BACKBONE, "offset_feats", "deform_conv")) for name in public
-    )
+    video = any(name.startswith(VIDEO_PARTS) for name in public)
     skeleton = skeleton or ("posetrack" if video else "coco17")
     network = fami_pose(f"hrnet-w{width}", (), skeleton=skeleton)
     wanted = network.encoder.state_dict()
@@ -204,8 +212,9 @@ def _import_hrnet(file: Path, public: dict[str, Tensor], skeleton: str | None) -
         raise ModelError(f"{file} lacks {len(lacking)} tensors of HRNet-W{width}: {', '.join(lacking[:3])}")
     network.encoder.load_state_dict(fitting, strict=False)
     used = tuple(name for name, own in names.items() if own in fitting)
-    left_over = tuple(name for name in public if name not in set(used))
-    return network, ImportReport("hrnet", network.description, used, missing, left_over)
+    reshaped = tuple(name for name, own in names.items() if own in wanted and own not in fitting)
+    left_over = tuple(name for name in public if name not in {*used, *reshaped})
+    return network, ImportReport("HRNet", network.description, used, missing, reshaped, left_over)
 
 
 def _hrnet_name(public: str) -> str | None:
@@ -213,19 +222,7 @@ def _hrnet_name(public: str) -> str | None:
     name = public
     while (prefix := next((p for p in PREFIXES if name.startswith(p)), None)) is not None:
         name = name.removeprefix(prefix)
-    known = (
-        "conv1.",
-        "bn1.",
-        "conv2.",
-        "bn2.",
-        "layer1.",
-        "transition",
-        "stage2.",
-        "stage3.",
-        "stage4.",
-        "final_layer.",
-    )
-    return own_name(name) if name.startswith(known) else None
+    return own_name(name) if name.startswith(HRNET_PARTS) else None
 
 
 def _write(network: FamiPose, out: Path) -> None:
@@ -234,6 +231,9 @@ def _write(network: FamiPose, out: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}") from error
+    try:
         save_file(state, partial, {METADATA: json.dumps(network.description)})
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
