@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from streampose.errors import StreamposeError, UsageError
 from streampose.train.checkpoint import NAME, TrainingState, restore, rng_state, save
@@ -150,6 +150,7 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
 
 
 def _prepare_torch(settings: LoopSettings, group: Group) -> None:
+    cv2.setNumThreads(1)  # workers are forks, and hang on a pool of threads that only their parent has
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
@@ -270,21 +271,43 @@ class _Steps:
         return (self.steps - self.first) * self.count
 
 
-def _open_loader(
-    task: Task, settings: LoopSettings, plan: Plan, first: int, group: Group
-) -> DataLoader[dict[str, Any]]:
+def _open_loader(task: Task, settings: LoopSettings, plan: Plan, first: int, group: Group) -> DataLoader[Any]:
     return DataLoader(
-        task.dataset,
+        _Guarded(task.dataset),
         batch_sampler=_Steps(first, plan.steps, settings, group),
         num_workers=settings.workers,
         generator=torch.Generator(),  # or it draws from torch's own, once more for each time a run is resumed
+        collate_fn=_collate,
         worker_init_fn=_settle_worker,
         prefetch_factor=4 if settings.workers else None,
         pin_memory=group.device.type == "cuda",
     )
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+class _Guarded(Dataset[Any]):
+    """A data set whose errors of ours come as samples: torch would put a worker's traceback into their message."""
+
+    def __init__(self, dataset: Dataset[dict[str, Any]]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any] | StreamposeError:
+        try:
+            return self._dataset[index]
+        except StreamposeError as error:
+            return error
+
+
+def _collate(samples: list[dict[str, Any] | StreamposeError]) -> Batch | StreamposeError:
+    for sample in samples:
+        if isinstance(sample, StreamposeError):
+            return sample
+    batch: Batch = default_collate(samples)
+    return batch
+
+
+def _to(batch: Batch | StreamposeError, device: torch.device) -> Batch:
+    if isinstance(batch, StreamposeError):
+        raise batch
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
@@ -303,10 +326,9 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _settle_worker(_worker: int) -> None:
-    """Leave Ctrl-C to the parent, and the other cores to the other workers."""
-    cv2.setNumThreads(1)
+    """Leave Ctrl-C, and a SIGTERM to the whole process group, to the parent: it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _StopFlag:

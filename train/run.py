@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from streampose.errors import UsageError
+from streampose.errors import OutputError, UsageError
 from streampose.train.checkpoint import NAME, read
 from streampose.train.distributed import Group, open_group
 from streampose.train.loop import Task, fit
@@ -18,6 +18,8 @@ from streampose.train.pose import encoder_task, fuser_task
 from streampose.train.recipe import EncoderStage, FuserStage, PersonStage, Recipe, read_recipe
 
 log = logging.getLogger(__name__)
+
+SAVED = "recipe.json"
 
 
 def run_recipe(
@@ -31,7 +33,7 @@ def run_recipe(
 
     Args:
         recipe: name of a bundled recipe, or a TOML file.
-        data: folder in the pack's layout, see `train.pack`.
+        data: folder of the data set that the recipe names, see `train.datasets` and `train.pack`.
         out: where checkpoints and logs go; by default `runs/<name>`. The effective recipe is saved there.
         resume: go on from the checkpoints in `out`.
         overrides: see `read_recipe`.
@@ -44,11 +46,12 @@ def run_recipe(
     """
     chosen = read_recipe(recipe, overrides)
     if data is None:
-        raise UsageError("training needs --data DIR, a folder in the pack's layout (docs/training.md)")
+        raise UsageError("training needs --data DIR, the folder of the recipe's data set (docs/training.md)")
     out = out or Path("runs") / chosen.name
     with open_group(chosen.stage[0].loop.device) as group:
-        if group.leads:
-            _claim(out, chosen, resume)
+        if (out / SAVED).exists() and not resume:
+            raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
+        group.wait()
         return _train_stages(chosen, data, out, resume, group)
 
 
@@ -63,6 +66,8 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
             torch.manual_seed(stage.loop.seed)  # the weights that a network begins with
             task = _task(stage, data, before)
             log.info("%s: %d steps", stage.name, stage.loop.plan(task.epoch_samples).steps)
+            if group.leads:
+                _save(out, recipe)
             fit(task, stage.loop, folder, resume, group)
         group.wait()
         before = checkpoint
@@ -80,12 +85,12 @@ def _task(stage: EncoderStage | FuserStage | PersonStage, data: Path, before: Pa
             return person_task(stage, data, before)
 
 
-def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
-    saved = out / "recipe.json"
-    if saved.exists() and not resume:
-        raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    saved.write_bytes(msgspec.json.format(msgspec.json.encode(recipe), indent=1))
+def _save(out: Path, recipe: Recipe) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SAVED).write_bytes(msgspec.json.format(msgspec.json.encode(recipe), indent=1))
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _steps_done(checkpoint: Path) -> int:
