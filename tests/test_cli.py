@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streampose import cli
+import streampose
+from streampose.cli import program
 from streampose.publish import Publisher
 from streampose.redact import redact
 from streampose.types import Pose, PoseFrame
 
 WAIT_S = 60
-WEIGHTS = Path(cli.__file__).parent / "weights"
+WEIGHTS = Path(streampose.__file__).parent / "weights"
 
 needs_models = pytest.mark.skipif(
     not all((WEIGHTS / name / "manifest.json").exists() for name in ("lite", "person")),
@@ -45,7 +46,7 @@ def call(monkeypatch, capsys):
     def main(*args):
         monkeypatch.setattr(sys, "argv", ["streampose", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            program.main()
         shown = capsys.readouterr()
         return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
 
@@ -134,7 +135,7 @@ def test_the_unexpected_is_one_line_unless_debug(monkeypatch, call):
     def fail(**_):
         raise RuntimeError("broken at rtsp://me:p@ss/word@camera/1\nand more")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(program, "app", fail)
     done = call("run")
     assert done.returncode == 1
     assert done.stderr.startswith("error: unexpected RuntimeError: broken at rtsp://***@camera/1 and more")

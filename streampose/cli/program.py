@@ -1,0 +1,128 @@
+"""The program: its options, its errors, and what commands share.
+
+Results and machine-readable lines go to stdout, all else (logs, the live table, summaries, errors) to stderr. The exit
+codes are those of `streampose.errors`; an error is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from streampose.errors import MissingExtraError, OutputError, StreamposeError
+
+_INTERRUPTED = 130
+"""What Typer returns when Ctrl-C ended a command that does not handle it."""
+
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # Typer exports no name for it
+
+app = typer.Typer(
+    name="streampose",
+    rich_markup_mode=None,
+    help="Live video pose estimation.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show debug logs, and tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    context.obj = debug
+    if version:
+        import streampose
+
+        typer.echo(f"streampose {streampose.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with the exit code of its outcome."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(prog_name="streampose", standalone_mode=False)
+        sys.stdout.flush()
+    except Exception as error:
+        code = _report(error, debug)
+    if code == _INTERRUPTED:
+        typer.echo("stopped", err=True)
+        code = 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome is known; a late Ctrl-C does not change it
+    raise SystemExit(code or 0)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Show an error as one line, and with `debug` its traceback; return the exit code."""
+    from streampose.redact import redact
+
+    if debug:
+        typer.echo(redact("".join(traceback.format_exception(error))), err=True)
+    if isinstance(error, _UsageError):
+        where = getattr(getattr(error, "ctx", None), "command_path", "streampose")
+        line, code = f"error: {error.format_message()} (see {where} --help)", 2
+    elif isinstance(error, StreamposeError):
+        line, code = ("" if error.exit_code == 0 else "error: ") + str(error), error.exit_code
+    else:
+        line, code = f"error: unexpected {type(error).__name__}: {error} (streampose --debug ... shows where)", 1
+    typer.echo(redact(" ".join(line.split())), err=True)
+    return code
+
+
+def write(line: bytes) -> None:
+    """A line to stdout, whole and at once."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
+        raise OutputError(f"cannot write to stdout: {error.strerror}") from None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends the process as it would have without us."""
+    stop = threading.Event()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def extra(extra: str, packages: tuple[str, ...]) -> Iterator[None]:
+    """Say of a missing import which extra brings it.
+
+    Raises:
+        MissingExtraError: one of `packages` is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingExtraError(package, extra) from None
