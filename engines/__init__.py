@@ -63,20 +63,32 @@ def load_engine(name: str | Path, threads: int = 2) -> Engine:
 
     Args:
         name: "lite", or a folder with a manifest.
-        threads: how many threads one run uses.
+        threads: how many threads one run uses (on a CPU).
 
     Raises:
         ModelError: there is no such bundle, it is damaged, or nothing here can run it.
+        MissingExtraError: packages are missing that its target needs.
     """
-    from streampose.engines.onnxruntime import OnnxRuntimeEngine
-
     folder = locate_bundle(name)
-    manifest = read_manifest(folder)
+    return open_engine(folder, read_manifest(folder), threads)
+
+
+def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
+    """As `load_engine`, of a bundle whose manifest is known."""
     if manifest.kind != "pose":
         raise ModelError(f"{folder} is a {manifest.kind}, not a pose model; give it as --detector")
-    if manifest.target != "onnxruntime":
-        raise ModelError(f"{folder} is built for {manifest.target}, which cannot run here; rebuild it for onnxruntime")
-    return OnnxRuntimeEngine(folder, manifest, threads)
+    if manifest.target == "onnxruntime":
+        from streampose.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(folder, manifest, threads)
+    if manifest.target in ("tensorrt", "tensorrt-rtx"):
+        from streampose.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(folder, manifest)
+    raise ModelError(f"{folder} is built for {manifest.target}, which this version cannot run")
 
 
-__all__ = ["Crops", "Engine", "Feature", "Manifest", "load_engine", "locate_bundle", "read_manifest", "whole_pictures"]
+__all__ = [
+    "Crops", "Engine", "Feature", "Manifest", "load_engine", "locate_bundle", "open_engine", "read_manifest",
+    "whole_pictures",
+]  # fmt: skip

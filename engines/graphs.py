@@ -1,4 +1,4 @@
-"""The exported ONNX graphs, rewritten for targets: deformable convolution as GridSample or as our plugin; half precision.
+"""The exported ONNX graphs, rewritten: deformable convolution as GridSample or as our plugin; half precision.
 
 Needs onnx, and no torch. Every rewriting returns a new model.
 """
@@ -103,6 +103,19 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half = nodes.after([*starts, *(value.name for value in features)])
     half |= {node.output[0] for node in graph.node if node.op_type in ("Conv", PLUGIN)}
     _retype(model, half - single - looked_up, nodes.types)
+    return model
+
+
+def to_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
+    """An encoder whose uint8 `crops` become float32 at once: TensorRT does nothing else with uint8."""
+    model = _copy(model)
+    first = helper.make_node("Cast", ["crops"], ["crops_single"], name="cast_crops", to=TensorProto.FLOAT)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = "crops_single" if name == "crops" else name
+    model.graph.node.insert(0, first)
+    del model.graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
     return model
 
 

@@ -88,9 +88,7 @@ class OnnxRuntimeEngine:
             parts.append(self._run(self._fuser, output, {"features": features, "transforms": transforms[part]}))
         return np.concatenate(parts)
 
-    def _run(
-        self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]
-    ) -> NDArray[np.float32]:
+    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         try:
             return np.asarray(session.run([output], feed)[0], np.float32)
         except Exception as error:  # ONNX Runtime has a class of its own for every kind of failure

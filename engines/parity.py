@@ -72,15 +72,15 @@ def read_reference(folder: Path) -> Reference:
             clip = str(stored["clip"])
             arrays = [stored[name] for name in ("frames", "affines", "keypoints", "heatmaps")]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is missing or damaged, so that {folder} cannot be verified; build it again") from error
+        raise ModelError(
+            f"{path} is missing or damaged, so that {folder} cannot be verified; build it again"
+        ) from error
     if clip != demo_digest():
         raise ModelError(f"{path} was made with another demo clip than this version has; build the bundle again")
     return Reference(clip, *arrays)
 
 
-def record(
-    engine: Engine, frames: NDArray[np.int64], affines: NDArray[np.float32], heatmaps: int = 2
-) -> Reference:
+def record(engine: Engine, frames: NDArray[np.int64], affines: NDArray[np.float32], heatmaps: int = 2) -> Reference:
     """What an engine makes of windows of the bundled clip; see `Reference` for the arguments.
 
     Raises:

@@ -32,7 +32,9 @@ class TorchEngine:
     def encode(self, crops: Sequence[Crops]) -> list[Feature]:
         pixels = torch.from_numpy(cut_all(crops, self.manifest.input_size))
         return [
-            feature for part in pixels.split(CHUNK) for feature in self._network.encode(normalise(part.to(self._device)))
+            feature
+            for part in pixels.split(CHUNK)
+            for feature in self._network.encode(normalise(part.to(self._device)))
         ]
 
     def fuse(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from streampose.engines import Crops, Feature
+from streampose.engines.crops import cut_all
 
 try:
     import torch
