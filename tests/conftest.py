@@ -24,6 +24,13 @@ except ImportError:
 else:
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
+
+@pytest.fixture(autouse=True)
+def _no_engines_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that somebody built here before must not be what tests run."""
+    monkeypatch.setenv("STREAMPOSE_ENGINES", str(tmp_path_factory.getbasetemp() / "no-engines"))
+
+
 MakeVideo = Callable[..., Path]
 MakeImages = Callable[..., Path]
 

@@ -107,7 +107,11 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
         (["run", "--source", "demo", "--max-frames", "0"], 2, "--max-frames"),
         (["run", "--source", "demo", "--pace", "slow", "--no-publish"], 2, "pace"),
         (["run", "--source", "demo", "--backend", "opencl"], 2, "opencl"),
-        (["run", "--source", "demo", "--backend", "tensorrt"], 4, "tensorrt is not available in this version"),
+        (
+            ["run", "--source", "demo", "--backend", "tensorrt"],
+            4,
+            "streampose build-engine --model lite --target tensorrt",
+        ),
         (["run", "--source", "demo", "--publish", "tcp://0.0.0.0:5555"], 2, "this machine only"),
         (["run", "--source", "demo", "--publish", "tcp://me:secret@1.2.3.4:5555"], 2, "tcp://***@1.2.3.4:5555"),
         (["listen", "--mode", "newest"], 2, "latest or lossless"),

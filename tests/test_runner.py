@@ -170,12 +170,6 @@ def test_nothing_stays_open_when_a_model_is_missing(make_video, monkeypatch, not
     assert running() == []
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_backends_of_later_versions_are_model_errors(backend):
-    with pytest.raises(ModelError, match=f"{backend} is not available in this version"):
-        RunOptions(("demo",), backend=backend)
-
-
 def test_other_backends_and_endpoints_are_usage_errors():
     with pytest.raises(UsageError, match="auto or onnxruntime"):
         RunOptions(("demo",), backend="opencl")

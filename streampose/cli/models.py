@@ -49,7 +49,7 @@ def verify_models(
         list[str] | None, typer.Argument(metavar="[NAME|BUNDLE]...", help="By default all bundled.")
     ] = None,
 ) -> None:
-    """Compare each with the torch results in the bundle, on people of the bundled clip; ends with 4 where they differ."""
+    """Compare what each computes with torch's results, which bundles hold; ends with 4 at the first that differs."""
     from streampose.engines.manifest import bundled_names, locate_bundle, read_manifest
     from streampose.engines.store import verify
 
