@@ -71,7 +71,7 @@ def read_reference(folder: Path) -> Reference:
         with np.load(path, allow_pickle=False) as stored:
             clip = str(stored["clip"])
             arrays = [stored[name] for name in ("frames", "affines", "keypoints", "heatmaps")]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ModelError(
             f"{path} is missing or damaged, so that {folder} cannot be verified; build it again"
         ) from error

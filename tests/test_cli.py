@@ -223,6 +223,7 @@ def test_run_and_listen_meet(call, publisher):
         f"error: {publisher.endpoint} is in use; publish elsewhere with --pub"
     )
     with start("run", "--source", "demo", "--pace", "live", "--publish", "tcp://127.0.0.1:*") as process:
+        assert "lite runs on onnxruntime in fp32, from " in process.stderr.readline()
         line = process.stderr.readline()
         assert "publishing at tcp://127.0.0.1:" in line
         heard = call("listen", "--connect", line.split()[-1], "--count", 3, "--json")
@@ -277,7 +278,9 @@ def test_models_are_listed_shown_and_verified(call, tmp_path):
     assert json.loads(call("models", "show", "person", "--json").stdout)["kind"] == "person-detector"
     verified = call("models", "verify")
     assert verified.returncode == 0
-    assert verified.stdout.splitlines()[0] == "lite: encoder.onnx, fuser.onnx as built"
+    lite = verified.stdout.splitlines()[0]
+    assert lite.startswith("lite: encoder.onnx, fuser.onnx, reference.npz as built; 99 of 100 joints within ")
+    assert "px of torch's" in lite
 
 
 @needs_models
