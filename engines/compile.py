@@ -41,6 +41,7 @@ class Job:
         source: bundle of ONNX graphs.
         out: folder that gets the target's graphs, see `graph_files`.
         manifest: of the source.
+        target: what is to run it.
         precision: one of the target's.
         max_batch: most people or windows of one run.
     """
@@ -48,6 +49,7 @@ class Job:
     source: Path
     out: Path
     manifest: Manifest
+    target: str
     precision: str
     max_batch: int
 
@@ -133,14 +135,14 @@ def compile_bundle(
         )
     reference = read_reference(source)
     with new_bundle(out) as folder:
-        architecture = _compile(Job(source, folder, manifest, precision, max_batch), target)
+        architecture = _compile(Job(source, folder, manifest, target, precision, max_batch))
         shutil.copyfile(source / REFERENCE, folder / REFERENCE)
         on_gpu = target != "onnxruntime"
         compiled = msgspec.structs.replace(
             manifest,
             target=target,
             precision=precision,
-            files={name: sha256(folder / name) for name in (*graph_files("pose", target), REFERENCE)},
+            files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             versions=manifest.versions
             | versions_of(("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "cuda-bindings")),
             gpu_architecture=architecture,
@@ -155,15 +157,15 @@ def compile_bundle(
     return compiled
 
 
-def _compile(job: Job, target: str) -> str:
+def _compile(job: Job) -> str:
     """Fill the job's folder; return the GPU architecture that the graphs are for, if any."""
-    if (target, job.precision) == ("onnxruntime", "fp32"):
+    if (job.target, job.precision) == ("onnxruntime", "fp32"):
         for name in graph_files("pose", "onnxruntime"):
             shutil.copyfile(job.source / name, job.out / name)
         return ""
-    if target not in _COMPILERS:
-        raise ModelError(f"{target} is compiled from a checkpoint, not from a bundle; give --checkpoint FILE")
-    return _COMPILERS[target].load()(job)
+    if job.target not in _COMPILERS:
+        raise ModelError(f"{job.target} is compiled from a checkpoint, not from a bundle; give --checkpoint FILE")
+    return _COMPILERS[job.target].load()(job)
 
 
 def build_engine(
