@@ -97,8 +97,8 @@ class HostKernels:
         mask = given["mask"].astype(stored) if geometry.has_mask else None
         bias = given["bias"] if geometry.has_bias else None
         x = x.transpose(0, 2, 3, 1) if geometry.channels_last else x
-        shape = (batch, geometry.outputs, out_h, out_w)
-        wanted = (batch, out_h, out_w, geometry.outputs) if geometry.channels_last else shape
+        shape = (batch, geometry.out_channels, out_h, out_w)
+        wanted = (batch, out_h, out_w, geometry.out_channels) if geometry.channels_last else shape
         arguments = [x.astype(stored), offset, mask, pack_weight(given["weight"], geometry), bias]
         y = self.launch(
             geometry.entry, grid(geometry, batch, out_h, out_w), (THREADS, 1, 1),

@@ -25,7 +25,7 @@ class Geometry:
     """What a kernel is compiled for.
 
     Attributes:
-        channels, outputs: C and O.
+        channels, out_channels: C and O.
         kernel_h .. dilation_w: of the convolution, (vertical, horizontal).
         groups, offset_groups: of the convolution; both divide C, and `groups` divides O.
         has_mask, has_bias: whether the kernel reads them; a tensor is passed in any case.
@@ -37,7 +37,7 @@ class Geometry:
     """
 
     channels: int
-    outputs: int
+    out_channels: int
     kernel_h: int
     kernel_w: int
     stride_h: int = 1
@@ -60,9 +60,9 @@ class Geometry:
             least = 0 if name.startswith("padding") else 1
             if isinstance(number, int) and not isinstance(number, bool) and number < least:
                 raise ValueError(f"{name} is {number}, expected {least} or more")
-        if self.channels % self.groups or self.channels % self.offset_groups or self.outputs % self.groups:
+        if self.channels % self.groups or self.channels % self.offset_groups or self.out_channels % self.groups:
             raise ValueError(
-                f"{self.channels} channels and {self.outputs} outputs do not divide into {self.groups} groups and "
+                f"{self.channels} channels and {self.out_channels} output channels do not divide into {self.groups} groups and "
                 f"{self.offset_groups} offset groups"
             )
 
@@ -75,7 +75,7 @@ class Geometry:
     def entry(self) -> str:
         """The kernel's name, different for every geometry."""
         numbers = [
-            f"c{self.channels}o{self.outputs}", f"k{self.kernel_h}x{self.kernel_w}",
+            f"c{self.channels}o{self.out_channels}", f"k{self.kernel_h}x{self.kernel_w}",
             f"s{self.stride_h}x{self.stride_w}", f"p{self.padding_h}x{self.padding_w}",
             f"d{self.dilation_h}x{self.dilation_w}", f"g{self.groups}", f"og{self.offset_groups}",
             ("m" if self.has_mask else "") + ("b" if self.has_bias else "") or "plain",
@@ -118,7 +118,7 @@ class Plan:
 def plan(geometry: Geometry) -> Plan:
     """Cut a geometry into blocks and chunks."""
     g, half = geometry, geometry.storage == "fp16"
-    channels, outputs = g.channels // g.groups, g.outputs // g.groups
+    channels, outputs = g.channels // g.groups, g.out_channels // g.groups
     depth = _largest_divisor(math.gcd(channels, g.channels // g.offset_groups), WIDEST)
     blocks = channels // depth
     of_tap = _largest_divisor(blocks, WIDEST // depth)
@@ -152,7 +152,7 @@ def pack_weight(weight: NDArray[np.float32], geometry: Geometry) -> NDArray[np.f
         ValueError: a weight of another shape.
     """
     source = packing(geometry)
-    expected = (geometry.outputs, geometry.channels // geometry.groups, geometry.kernel_h, geometry.kernel_w)
+    expected = (geometry.out_channels, geometry.channels // geometry.groups, geometry.kernel_h, geometry.kernel_w)
     if weight.shape != expected:
         raise ValueError(f"weight is {weight.shape}, expected {expected}")
     flat = np.append(weight.reshape(-1), np.float32(0)).astype(STORAGES[geometry.storage])
@@ -168,8 +168,8 @@ def packed_size(geometry: Geometry) -> int:
 def packing(geometry: Geometry) -> NDArray[np.int64]:
     """(packed_size,) for each packed number its place in the flat weight, or the weight's size where it is zero."""
     g, p = geometry, plan(geometry)
-    channels, outputs = g.channels // g.groups, g.outputs // g.groups
-    zero = g.outputs * channels * g.taps
+    channels, outputs = g.channels // g.groups, g.out_channels // g.groups
+    zero = g.out_channels * channels * g.taps
     row = np.arange(p.chunks * p.at_once * p.depth)  # tap, channel
     place = np.where(row < g.taps * channels, row % channels * g.taps + row // channels, -1)
     chunks = np.full((p.chunks, p.rows), -1)

@@ -9,8 +9,8 @@
 // runs the same lines, thread after thread between two synchronisations. That is what `Team` is for: `each` runs a
 // piece of work for every thread of the block, on the device for the one that calls it.
 //
-// A problem is a struct of compile-time numbers, `Geometry`: channels, outputs, kernel_h, kernel_w, stride_h, stride_w,
-// padding_h, padding_w, dilation_h, dilation_w, groups, offset_groups, has_mask, has_bias, channels_last.
+// A problem is a struct of compile-time numbers, `Geometry`: channels, out_channels, kernel_h, kernel_w, stride_h,
+// stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, offset_groups, has_mask, has_bias, channels_last.
 // geometry.py writes it, plans the launch by the same rules as `Plan` and packs the weights.
 #pragma once
 
@@ -105,7 +105,7 @@ template <class T, class G>
 struct Plan {
     static constexpr int taps = G::kernel_h * G::kernel_w;
     static constexpr int channels = G::channels / G::groups;  // of a convolution group
-    static constexpr int outputs = G::outputs / G::groups;
+    static constexpr int outputs = G::out_channels / G::groups;
     static constexpr int shared_offset = G::channels / G::offset_groups;
     static constexpr int together = gcd(channels, shared_offset);
     static constexpr int depth = largest_divisor(together, smaller(together, WIDEST));
@@ -360,8 +360,8 @@ DEFORM_CONV_CODE void write(const Tensors<T>& tensors, const Size& size, const P
                             T value) {
     const int out_plane = size.out_height * size.out_width, at = place.first + pixel;
     if (at >= out_plane) return;
-    const long long image = place.image * G::outputs * out_plane;
-    tensors.y[image + (G::channels_last ? at * G::outputs + output : output * out_plane + at)] = value;
+    const long long image = place.image * G::out_channels * out_plane;
+    tensors.y[image + (G::channels_last ? at * G::out_channels + output : output * out_plane + at)] = value;
 }
 
 template <class T, class G>
