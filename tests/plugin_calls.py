@@ -48,6 +48,7 @@ def description(shape: list[int], most: int, type_: Any, layout: Any) -> Any:
 def main(job: dict[str, Any]) -> dict[str, Any]:
     tensorrt_plugin.register("sm_75")
     registration = tensorrt_plugin.register(job["arch"])
+    assert registration.kernels == {}
     plugin = created(job["attributes"])
     shapes, stored = job["shapes"], TYPES[job["storage"]]
     types = [stored, TYPES["fp32"], stored, stored, TYPES["fp32"]]

@@ -39,7 +39,7 @@ def to_plugin(model: onnx.ModelProto, storage: Storage) -> onnx.ModelProto:
     nodes = []
     for node in graph.node:
         nodes += _replacement(node, graph, constants, types, storage) if node.op_type == "DeformConv" else [node]
-    if len(nodes) == len(graph.node):
+    if not any(node.op_type == NAME and node.domain == NAMESPACE for node in nodes):
         return converted
     del graph.node[:]
     graph.node.extend(nodes)

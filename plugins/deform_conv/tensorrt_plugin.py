@@ -98,8 +98,12 @@ def geometry_of(numbers: tuple[int, ...], storage: Storage, channels_last: bool)
     return Geometry(**named, **flags, storage=storage, channels_last=channels_last)  # type: ignore[arg-type]
 
 
-def _check(geometry: Geometry, x: Shape, offset: Shape, mask: Shape, weight: Shape, bias: Shape) -> None:
-    """Compare the tensors of a node with its attributes; a size that is not known yet is -1."""
+def check_tensors(geometry: Geometry, x: Shape, offset: Shape, mask: Shape, weight: Shape, bias: Shape) -> None:
+    """Compare the shapes of a node's tensors with its attributes; a size that is not known yet is -1.
+
+    Raises:
+        ModelError: they do not fit; the kernel would read past a tensor's end.
+    """
     g, size = geometry, offset[2:]
     expected = {
         "x": (x, (-1, g.channels, -1, -1)),
@@ -148,7 +152,7 @@ def _define() -> None:
             dilation_w, groups, offset_groups, has_mask, has_bias,
         )  # fmt: skip
         geometry = geometry_of(numbers, storages[x.dtype], x.format == trt.TensorFormat.HWC8)
-        _check(geometry, *(tuple(tensor.shape) for tensor in (x, offset, mask, weight, bias)))
+        check_tensors(geometry, *(tuple(tensor.shape) for tensor in (x, offset, mask, weight, bias)))
         kernel = compile_ptx(geometry, _REGISTRATION.arch or device_arch())
         _REGISTRATION.kernels[kernel.entry] = kernel
         batch, height, width = (x.shape_expr[axis] for axis in (0, 2, 3))
