@@ -1,4 +1,4 @@
-"""Compiling for TensorRT (with our plugin) and TensorRT for RTX (which takes none: deformable convolution by GridSample).
+"""Compiling for TensorRT (with our plugin) and TensorRT for RTX (which takes none: GridSample instead).
 
 The graphs are rewritten to the precision they run in, and networks are strongly typed: TensorRT chooses kernels, and no
 precisions. What was measured of kernels is kept in a timing cache beside the store.
@@ -21,7 +21,7 @@ from streampose.engines.compile import Job
 from streampose.engines.graphs import to_float_input, to_grid_sample, to_half
 from streampose.engines.manifest import graph_files
 from streampose.engines.store import store
-from streampose.engines.tensorrt import KERNELS, MODULES, import_tensorrt, make_logger
+from streampose.engines.tensorrt import KERNELS, import_tensorrt, make_logger
 from streampose.errors import ModelError
 from streampose.plugins.crops import compile_kernels
 from streampose.plugins.deform_conv.node import to_plugin
@@ -43,6 +43,7 @@ def compile_graphs(job: Job) -> str:
         from streampose.plugins.deform_conv.tensorrt_plugin import register
 
         register(architecture)
+    cache = store() / f"{architecture}.timing" if job.target == "tensorrt" else None  # the one for RTX keeps none
     for name, model in zip(graph_files("pose", job.target), prepared, strict=True):
         (job.out / name).write_bytes(
             build_plan(trt, model, job.max_batch, name, timing_cache(job.target, architecture))
@@ -103,11 +104,6 @@ def build_plan(trt: Any, model: onnx.ModelProto, max_batch: int, name: str, cach
     if plan is None:
         raise ModelError(f"{trt.__name__} {trt.__version__} cannot build {name}; streampose --debug shows what it says")
     return bytes(plan)
-
-
-def timing_cache(target: str, architecture: str) -> Path:
-    """Where the timings of a target's kernels on a GPU architecture are kept."""
-    return store() / f"{MODULES[target]}-{architecture}.timing"
 
 
 @contextlib.contextmanager
