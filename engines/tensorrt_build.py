@@ -45,9 +45,7 @@ def compile_graphs(job: Job) -> str:
         register(architecture)
     cache = store() / f"{architecture}.timing" if job.target == "tensorrt" else None  # the one for RTX keeps none
     for name, model in zip(graph_files("pose", job.target), prepared, strict=True):
-        (job.out / name).write_bytes(
-            build_plan(trt, model, job.max_batch, name, timing_cache(job.target, architecture))
-        )
+        (job.out / name).write_bytes(build_plan(trt, model, job.max_batch, name, cache))
     (job.out / KERNELS).write_bytes(compile_kernels(architecture))
     return architecture
 
@@ -90,7 +88,8 @@ def build_plan(trt: Any, model: onnx.ModelProto, max_batch: int, name: str, cach
     network = builder.create_network(sum(1 << int(flag) for flag in wanted))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
-        reason = parser.get_error(0).desc().splitlines()[0] if parser.num_errors else "no reason given"
+        first = parser.get_error(0) if parser.num_errors else None
+        reason = f"{first.node_name()}: {first.desc().splitlines()[0]}" if first else "no reason given"
         raise ModelError(f"{trt.__name__} {trt.__version__} does not take {name}: {reason}")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
