@@ -27,7 +27,7 @@ def test_engines_of_the_lite_network_are_built_for_rtx(precision: str) -> None:
     for name, model in zip(
         ("encoder", "fuser"), prepare(locate_bundle("lite"), "tensorrt-rtx", precision), strict=True
     ):
-        plan = build_plan(trt, model, 8, name, tmp_path / "cache")
+        plan = build_plan(trt, model, 8, name)
         weights = sum(np.prod(tensor.dims) for tensor in model.graph.initializer)
         assert len(plan) > weights * (2 if precision == "fp16" else 4) * 0.9
 
