@@ -113,7 +113,7 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
     if resume and (out / NAME).exists():
         restore(out / NAME, state, group.rank)
     loader = _open_loader(task, settings, plan, state.step, group)
-    batches, meter = iter(loader), _Meter(task.loss_weights, group, settings)
+    batches, meter = _start(loader), _Meter(task.loss_weights, group, settings)
     state.model.train()
     learnt = [p for parameters in state.optimizer.param_groups for p in parameters["params"]]
     with ExitStack() as stack:
@@ -285,6 +285,16 @@ def _open_loader(task: Task, settings: LoopSettings, plan: Plan, first: int, gro
     )
 
 
+def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, deaf to signals until `_settle_worker` has them leave the parent's process group."""
+    deaf = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Guarded(Dataset[Any]):
     """A data set whose errors of ours come as samples: torch would put a worker's traceback into their message."""
 
@@ -330,7 +340,10 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def _settle_worker(_worker: int) -> None:
     """Leave the parent's process group: a Ctrl-C or SIGTERM to all of it is for the parent, which ends its workers."""
     os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)  # forgets one that came meanwhile
+        signal.signal(name, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 class _StopFlag:

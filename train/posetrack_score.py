@@ -102,7 +102,7 @@ class _Compared:
 
 
 def require_heads(truth: Sequence[PosetrackSequence]) -> None:
-    """Raise UsageError where a labelled person has no head box: sizes are measured by it, and no prediction can help."""
+    """Raise UsageError where a labelled person has no head box: sizes are measured by it."""
     for sequence in truth:
         for frame in sequence.frames:
             if frame.people and np.isnan(_people(frame, frame).heads).any():
