@@ -90,7 +90,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             grid = [getattr(launch, key).number() for key in GRID]
             numbers[batch] = {"grid": grid, "extras": extras.numbers()}
         launches.append({
-            "types": [str(found.type) for found in combination], "formats": [str(found.format) for found in combination],
+            "types": [str(found.type) for found in combination],
+            "formats": [str(found.format) for found in combination],
             "tactics": tactics, "kernel": name, "ptx": ptx.decode(), "numbers": numbers,
         })  # fmt: skip
     return {

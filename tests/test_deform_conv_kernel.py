@@ -79,7 +79,7 @@ def reference(geometry: Geometry, given: Given) -> NDArray[np.float64]:
 
 
 def tolerance(geometry: Geometry, wanted: NDArray[np.float64]) -> float:
-    """float: positions near row 90 are rounded to 8e-6 of a cell. half: each sample and the result are rounded to 5e-4."""
+    """float: positions near row 90 are rounded to 8e-6 of a cell. half: each sample and the result, to 5e-4 of it."""
     return float(wanted.std()) * (6e-5 if geometry.storage == "fp32" else 6e-3)
 
 
@@ -106,6 +106,7 @@ def test_all_of_a_batch_is_one_launch(kernels: HostKernels, geometry: Geometry, 
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", [g for g in ALL if g.channels == 48 and g.dilation_h == 1], ids=lambda g: g.entry)
 def test_the_networks_own_map(kernels: HostKernels, geometry: Geometry) -> None:
     given = inputs(geometry, 1, (96, 72), spread=1.0)
@@ -181,7 +182,7 @@ def test_reading_past_a_buffer_is_noticed(kernels: HostKernels) -> None:
 def test_a_launch_from_torch_has_the_kernels_arguments(
     kernels: HostKernels, dtype: torch.dtype, last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything but the driver's call: strided tensors of mixed types to arguments, in order, and the result's order."""
+    """Everything but the driver's call: strided tensors of mixed types to the arguments, and the result's order."""
     geometry = replace(ODD, groups=2, offset_groups=3, storage=launch.STORAGES[dtype])
     given = inputs(geometry, 3)
     x, offset, mask, weight, bias = (torch.from_numpy(given[name]) for name in given)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import host_kernel
 import numpy as np
 import pytest
 import tensorrt_stubs
@@ -110,6 +109,7 @@ def test_the_kernel_is_ptx_for_the_architecture(answers: dict[str, dict[str, Any
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_launched_as_told_it_computes_what_the_reference_does(answers: dict[str, dict[str, Any]]) -> None:
     """Grid, block and arguments are the plugin's own: inputs, extra numbers, output, for two batches of one engine."""
     launches = [(g, one) for g in PLUGINS for one in answers[g.entry]["launches"]]

@@ -116,7 +116,7 @@ def _checked(answer: tuple[Any, ...]) -> Any:
 
 
 def _text(size_of: Any, read: Any, program: Any) -> bytes:
-    text = b" " * _checked(size_of(program))
+    text: bytes = b" " * _checked(size_of(program))
     _checked(read(program, text))  # fills it in place
     return text
 
