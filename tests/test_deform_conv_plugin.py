@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript", reason="needs the [train] extra")
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from test_deform_conv import Convolution, tensors
-from test_deform_conv_kernel import LITE, ODD, W48, inputs, needs_compiler, reference, tolerance
+from test_deform_conv_kernel import LITE, ODD, SIZE, W48, inputs, needs_compiler, reference, tolerance
 
 from streampose.engines.export import export_onnx
 from streampose.errors import MissingExtraError, ModelError, StreamposeError
@@ -33,13 +33,14 @@ from streampose.plugins.deform_conv.node import to_plugin
 from streampose.plugins.deform_conv.tensorrt_plugin import ATTRIBUTES, check_tensors, geometry_of
 
 PROGRAM = Path(__file__).with_name("plugin_calls.py")
-SIZE = (13, 9)
-PLUGINS = [  # the W48 network, both storages; k 3x2 with groups; nothing but the sampling
+KNOWN = {"height": SIZE[0], "width": SIZE[1]}  # what the plugin finds out of the tensors' shapes
+PLUGINS = [  # W48 in both storages, and not knowing the size; k 3x2 with groups; two tiles of outputs; the barest
+    replace(W48, **KNOWN),
+    replace(W48, storage="fp32", **KNOWN),
     W48,
-    replace(W48, storage="fp32"),
-    replace(ODD, groups=2, offset_groups=3),
-    replace(ODD, channels=80, out_channels=136, groups=2, storage="fp32", has_bias=False),
-    replace(ODD, offset_groups=6, has_mask=False, has_bias=False),
+    replace(ODD, groups=2, offset_groups=3, **KNOWN),
+    replace(ODD, channels=80, out_channels=136, groups=2, storage="fp32", has_bias=False, **KNOWN),
+    replace(ODD, offset_groups=6, has_mask=False, has_bias=False, **KNOWN),
 ]
 BATCHES = [1, 33]
 
@@ -49,10 +50,12 @@ def job(geometry: Geometry) -> dict[str, Any]:
     offset = [-1, 2 * g.offset_groups * g.taps, out_h, out_w]
     x = [-1, g.channels, *SIZE]
     mask = [-1, g.offset_groups * g.taps, out_h, out_w] if g.has_mask else x
+    shapes = [x, offset, mask, [packed_size(g)], [g.out_channels] if g.has_bias else offset]
+    declared = shapes if g.height else [[*shape[:2], -1, -1] if len(shape) == 4 else shape for shape in shapes]
     return {
         "arch": "sm_89", "storage": g.storage, "batches": BATCHES,
         "attributes": {name: int(getattr(g, name)) for name in ATTRIBUTES},
-        "shapes": [x, offset, mask, [packed_size(g)], [g.out_channels] if g.has_bias else offset],
+        "shapes": shapes, "declared": declared,
     }  # fmt: skip
 
 

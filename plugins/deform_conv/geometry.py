@@ -32,6 +32,7 @@ class Geometry:
         has_mask, has_bias: whether the kernel reads them; a tensor is passed in any case.
         storage: of map, mask, weights and result. Offsets, bias, coordinates and sums are always float32.
         channels_last: whether map and result are (B, H, W, C) rather than (B, C, H, W).
+        height, width: of the map; 0 where only a launch tells, which makes a slower kernel.
 
     Raises:
         ValueError: numbers that do not fit each other.
@@ -53,12 +54,14 @@ class Geometry:
     has_bias: bool = True
     storage: Storage = "fp16"
     channels_last: bool = False
+    height: int = 0
+    width: int = 0
 
     def __post_init__(self) -> None:
         if self.storage not in STORAGES:
             raise ValueError(f"storage is fp32 or fp16, not {self.storage!r}")
         for name, number in asdict(self).items():
-            least = 0 if name.startswith("padding") else 1
+            least = 0 if name in ("padding_h", "padding_w", "height", "width") else 1
             if isinstance(number, int) and not isinstance(number, bool) and number < least:
                 raise ValueError(f"{name} is {number}, expected {least} or more")
         if self.channels % self.groups or self.channels % self.offset_groups or self.out_channels % self.groups:
@@ -93,7 +96,7 @@ class Geometry:
             f"s{self.stride_h}x{self.stride_w}", f"p{self.padding_h}x{self.padding_w}",
             f"d{self.dilation_h}x{self.dilation_w}", f"g{self.groups}", f"og{self.offset_groups}",
             ("m" if self.has_mask else "") + ("b" if self.has_bias else "") or "plain",
-            "nhwc" if self.channels_last else "nchw",
+            "nhwc" if self.channels_last else "nchw", *([f"{self.height}x{self.width}"] if self.height else []),
         ]  # fmt: skip
         return "_".join(["deform_conv", self.storage, *numbers])
 

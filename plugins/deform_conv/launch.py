@@ -68,13 +68,13 @@ def prepare(
 
     Args:
         x .. bias: as `deform_conv2d` takes them, of any strides.
-        geometry: with whatever `channels_last`; the map's own order is kept.
+        geometry: with whatever `channels_last` and map size; the map's own order is kept.
 
     Raises:
         ValueError: a map or offsets too large for the kernel's indices.
     """
     order = order_of(x)
-    geometry = replace(geometry, channels_last=order is torch.channels_last)
+    geometry = replace(geometry, channels_last=order is torch.channels_last, height=x.shape[2], width=x.shape[3])
     batch, (height, width), (out_h, out_w) = x.shape[0], x.shape[2:], offset.shape[2:]
     largest = max(x[:1].numel(), offset[:1].numel(), geometry.out_channels * out_h * out_w)
     blocks = grid(geometry, batch, out_h, out_w)

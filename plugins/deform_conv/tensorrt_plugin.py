@@ -14,7 +14,7 @@ plugin_namespace "streampose", plugin_version "1" and aot 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
 from types import GenericAlias
 from typing import Any
@@ -145,6 +145,8 @@ def _define() -> None:
     def implement(*given: Any) -> Any:
         (x, offset, *rest), numbers = given[: len(TENSORS)], given[len(TENSORS) : -2]
         geometry = geometry_of(numbers, storages[x.dtype], x.format == trt.TensorFormat.HWC8)
+        if -1 not in tuple(x.shape)[2:]:
+            geometry = replace(geometry, height=x.shape[2], width=x.shape[3])
         check_tensors(geometry, *(tuple(tensor.shape) for tensor in (x, offset, *rest)))
         compiled = compile_ptx(geometry, _REGISTRATION.arch or device_arch())
         _REGISTRATION.kernels[compiled.entry] = compiled
