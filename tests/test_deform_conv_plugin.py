@@ -165,6 +165,16 @@ def test_tensors_that_do_not_fit_the_attributes_are_refused(
         check_tensors(W48, *shapes)
 
 
+def test_everything_imports_without_the_extras() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('cuda', 'cuda.bindings', 'tensorrt', 'torchvision')))\n"
+    modules = ("deform_conv", "deform_conv.launch", "deform_conv.ptx", "deform_conv.tensorrt_plugin")
+    script = blocked + "\n".join(f"import streampose.plugins.{module}" for module in modules)
+    script += "\nfrom streampose.plugins.deform_conv import launch; print(launch.available())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert "pip install 'streampose[cuda]'" in done.stderr  # said in the log, once
+
+
 def test_without_tensorrt_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtraError, match=r"streampose\[tensorrt\]"):

@@ -216,7 +216,7 @@ def on_the_gpu(case: Case, _storage: Storage, _last: bool, given: dict[str, Tens
 def on_the_cpu(
     kernels: HostKernels, case: Case, storage: Storage, last: bool, given: dict[str, Tensor | None]
 ) -> Tensor:
-    geometry = replace(case.geometry, storage=storage, channels_last=last)
+    geometry = _compiled(case, storage, last)
     arrays = {name: tensor.float().numpy() for name, tensor in given.items() if tensor is not None}
     return torch.from_numpy(kernels.run(geometry, arrays))
 
@@ -229,10 +229,7 @@ def main() -> int:
     report: dict[str, Any] = {"torch": torch.__version__}
     if options.dry_run:
         cases = [*CASES, ASYMMETRIC, GROUPS, BARE]
-        forms = [
-            replace(case.geometry, storage=storage, channels_last=last)
-            for case in cases for storage in TYPES for last in (False, True)
-        ]  # fmt: skip
+        forms = [_compiled(case, storage, last) for case in cases for storage in TYPES for last in (False, True)]
         with host_kernels(*forms, flags=["-O2"]) as kernels:
             report["correctness"] = correctness(lambda *one: on_the_cpu(kernels, *one), "cpu")
         report["device"], report["gradients"] = "none: the kernel ran on the CPU", gradients("cpu")
@@ -259,6 +256,12 @@ def main() -> int:
     print(json.dumps(report, indent=1))
     unclean = [state for state in report.get("sanitizer", {}).values() if state not in ("clean", "not installed")]
     return 0 if report["correct"] and not unclean else 1
+
+
+def _compiled(case: Case, storage: Storage, last: bool) -> Geometry:
+    """What the operator compiles for such a case."""
+    height, width = case.size
+    return replace(case.geometry, storage=storage, channels_last=last, height=height, width=width)
 
 
 def _named(g: Geometry) -> dict[str, Any]:
