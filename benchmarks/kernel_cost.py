@@ -2,8 +2,8 @@
 
     python benchmarks/kernel_cost.py [--nvdisasm PROGRAM]
 
-Nothing runs on a GPU. Instructions are counted in machine code for sm_90, disassembled by `nvdisasm` (the CUDA toolkit's, or
-PyPI's nvidia-cuda-nvdisasm); without it that column stays empty.
+Nothing runs on a GPU. Instructions are counted in machine code for sm_90, disassembled by `nvdisasm` (the CUDA
+toolkit's, or PyPI's nvidia-cuda-nvdisasm); without it these columns stay empty.
 """
 
 from __future__ import annotations
