@@ -46,7 +46,19 @@ class HostKernels:
             f"{source(*unique)}\nstd::map<std::string, Kernel> kernels() {{\n    return {{\n{table}    }};\n}}\n",
             encoding="utf-8",
         )
-        command = ["g++", "-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", *flags, "-I", str(folder)]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O0",
+            "-g1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-maybe-uninitialized",
+            *flags,
+            "-I",
+            str(folder),
+        ]
         self._run([*command, str(PROGRAM), "-o", str(self.program)])
 
     def plans(self) -> dict[str, tuple[int, ...]]:

@@ -66,7 +66,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     constant = [out_shape[axis].is_constant() for axis in range(len(out_shape))]
     tensors = [
         description(shape, 64, type_, trt.TensorFormat.LINEAR)
-        for shape, type_ in zip([*shapes, [-1, *out_sizes[0][1:]]], [*types, out_type], strict=True)
+        for shape, type_ in zip([*job["declared"], [-1, *out_sizes[0][1:]]], [*types, out_type], strict=True)
     ]
     offered = plugin.get_supported_format_combinations(tensors, len(shapes))
     count = len(tensors)
@@ -90,7 +90,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             grid = [getattr(launch, key).number() for key in GRID]
             numbers[batch] = {"grid": grid, "extras": extras.numbers()}
         launches.append({
-            "types": [str(found.type) for found in combination], "formats": [str(found.format) for found in combination],
+            "types": [str(found.type) for found in combination],
+            "formats": [str(found.format) for found in combination],
             "tactics": tactics, "kernel": name, "ptx": ptx.decode(), "numbers": numbers,
         })  # fmt: skip
     return {

@@ -1,8 +1,8 @@
 """TensorRT's own bindings and plugin registry on a machine without a GPU or the vendor's libraries.
 
-The wheels `tensorrt_cu13_bindings` and `tensorrt_lean_cu13_libs` lack six functions of libraries that only the vendor's index
-has; tensorrt_stubs.cpp stands in for them. The builder stays out of reach, so what a builder would hand to a plugin is made
-here: dimension expressions (C++ objects, which the bindings call), launch parameters and extra arguments.
+The wheels `tensorrt_cu13_bindings` and `tensorrt_lean_cu13_libs` lack six functions of libraries that only the vendor's
+index has; tensorrt_stubs.cpp stands in for them. The builder stays out of reach, so what it would hand to a plugin is
+made here: dimension expressions (C++ objects, which the bindings call), launch parameters and extra arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("tensorrt_stubs.cpp")
-LIBRARIES = {"NVINFER": "libnvinfer.so.11", "NVONNXPARSER": "libnvonnxparser.so.11", "NVINFER_PLUGIN": "libnvinfer_plugin.so.11"}
+LIBRARIES = {
+    "NVINFER": "libnvinfer.so.11",
+    "NVONNXPARSER": "libnvonnxparser.so.11",
+    "NVINFER_PLUGIN": "libnvinfer_plugin.so.11",
+}
 
 
 def missing() -> str | None:
@@ -32,7 +36,8 @@ def missing() -> str | None:
 def build(folder: Path) -> dict[str, str]:
     """Compile the stubs into a folder; return the environment of a Python in which `import tensorrt` works."""
     spec = importlib.util.find_spec("tensorrt_lean_libs")
-    assert spec and spec.submodule_search_locations
+    assert spec
+    assert spec.submodule_search_locations
     (lean,) = Path(next(iter(spec.submodule_search_locations))).glob("libnvinfer_lean.so.11*")
     shutil.copy(lean, folder / "libnvinfer_lean.so.11")
     for name, library in LIBRARIES.items():
@@ -114,7 +119,7 @@ class Extras:
 
 
 def readable_expressions() -> None:
-    """Let launch parameters and extra arguments, which the bindings can only write, be read: for the batch that is set."""
+    """Let launch parameters and extra arguments, which the bindings only write, be read: for the batch that is set."""
     from tensorrt_bindings.plugin import _tensor
 
     class Readable(_tensor.SymExprImpl):  # type: ignore[misc]

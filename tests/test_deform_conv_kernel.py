@@ -35,11 +35,18 @@ SHAPES = [
     replace(ODD, channels=80, out_channels=136, groups=2, offset_groups=1, stride_h=1),  # two tiles of outputs a group
     replace(ODD, channels=7, out_channels=5, kernel_h=1, kernel_w=4, has_mask=False, has_bias=False),
 ]
+SIZE = (13, 9)
 ALL = [
     replace(shape, storage=storage, channels_last=last)
     for shape in SHAPES
     for storage in ("fp32", "fp16")
     for last in (False, True)
+]
+SIZED = [replace(geometry, height=SIZE[0], width=SIZE[1]) for geometry in [*ALL[:4], *ALL[6::3]]]
+THIN = [  # maps of one row, of one column and of one cell
+    replace(ODD, kernel_h=1, height=height, width=width, storage=storage, channels_last=height > 1)
+    for height, width in ((1, 5), (4, 1), (1, 1))
+    for storage in ("fp32", "fp16")
 ]
 Given = dict[str, NDArray[np.float32]]
 needs_compiler = pytest.mark.skipif(host_kernel.missing() is not None, reason=str(host_kernel.missing()))
@@ -47,11 +54,12 @@ needs_compiler = pytest.mark.skipif(host_kernel.missing() is not None, reason=st
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[HostKernels]:
-    with host_kernels(*ALL) as compiled:
+    unsized = [replace(geometry, height=0, width=0) for geometry in THIN]
+    with host_kernels(*ALL, *SIZED, *THIN, *unsized) as compiled:
         yield compiled
 
 
-def inputs(geometry: Geometry, batch: int, size: tuple[int, int] = (13, 9), spread: float = 4.0) -> Given:
+def inputs(geometry: Geometry, batch: int, size: tuple[int, int] = SIZE, spread: float = 4.0) -> Given:
     """Numbers that half precision holds exactly, and offsets that often leave the map."""
     g, (out_h, out_w) = geometry, geometry.output_size(*size)
     rng = np.random.default_rng(batch * 1000 + g.channels)
@@ -79,12 +87,12 @@ def reference(geometry: Geometry, given: Given) -> NDArray[np.float64]:
 
 
 def tolerance(geometry: Geometry, wanted: NDArray[np.float64]) -> float:
-    """float: positions near row 90 are rounded to 8e-6 of a cell. half: each sample and the result are rounded to 5e-4."""
+    """float: positions near row 90 are rounded to 8e-6 of a cell. half: each sample and the result, to 5e-4 of it."""
     return float(wanted.std()) * (6e-5 if geometry.storage == "fp32" else 6e-3)
 
 
 @needs_compiler
-@pytest.mark.parametrize("geometry", ALL, ids=lambda g: g.entry)
+@pytest.mark.parametrize("geometry", [*ALL, *SIZED], ids=lambda g: g.entry)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_kernel_computes_what_the_reference_does(kernels: HostKernels, geometry: Geometry, batch: int) -> None:
     given = inputs(geometry, batch)
@@ -106,11 +114,23 @@ def test_all_of_a_batch_is_one_launch(kernels: HostKernels, geometry: Geometry, 
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", [g for g in ALL if g.channels == 48 and g.dilation_h == 1], ids=lambda g: g.entry)
 def test_the_networks_own_map(kernels: HostKernels, geometry: Geometry) -> None:
     given = inputs(geometry, 1, (96, 72), spread=1.0)
     wanted = reference(geometry, given)
     assert np.abs(kernels.run(geometry, given) - wanted).max() < tolerance(geometry, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("geometry", THIN, ids=lambda g: g.entry)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_map_may_be_one_cell_thin(kernels: HostKernels, geometry: Geometry, known: bool) -> None:
+    given = inputs(geometry, 3, (geometry.height, geometry.width), spread=1.0)
+    compiled = geometry if known else replace(ODD, kernel_h=1, storage=geometry.storage, height=0, width=0)
+    compiled = replace(compiled, channels_last=geometry.channels_last)
+    wanted = reference(geometry, given)
+    assert np.abs(kernels.run(compiled, given) - wanted).max() < tolerance(geometry, wanted)
 
 
 @needs_compiler
@@ -145,7 +165,10 @@ def test_positions_on_the_border_share_with_zero(kernels: HostKernels, storage: 
 
 @needs_compiler
 def test_python_plans_as_the_kernel_does(kernels: HostKernels) -> None:
-    assert kernels.plans() == {geometry.entry: astuple(plan(geometry)) for geometry in ALL}
+    plans = kernels.plans()
+    assert {geometry.entry for geometry in [*ALL, *SIZED, *THIN]} <= set(plans)
+    for geometry in [*ALL, *SIZED, *THIN]:
+        assert plans[geometry.entry] == astuple(plan(geometry))
 
 
 @needs_compiler
@@ -181,8 +204,8 @@ def test_reading_past_a_buffer_is_noticed(kernels: HostKernels) -> None:
 def test_a_launch_from_torch_has_the_kernels_arguments(
     kernels: HostKernels, dtype: torch.dtype, last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything but the driver's call: strided tensors of mixed types to arguments, in order, and the result's order."""
-    geometry = replace(ODD, groups=2, offset_groups=3, storage=launch.STORAGES[dtype])
+    """Everything but the driver's call: strided tensors of mixed types to the arguments, and the result's order."""
+    geometry = replace(W48, storage=launch.STORAGES[dtype])
     given = inputs(geometry, 3)
     x, offset, mask, weight, bias = (torch.from_numpy(given[name]) for name in given)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last) if last else x.to(dtype)

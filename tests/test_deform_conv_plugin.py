@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import host_kernel
 import numpy as np
 import pytest
 import tensorrt_stubs
@@ -22,7 +21,7 @@ pytest.importorskip("onnxscript", reason="needs the [train] extra")
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from test_deform_conv import Convolution, tensors
-from test_deform_conv_kernel import LITE, ODD, W48, inputs, needs_compiler, reference, tolerance
+from test_deform_conv_kernel import LITE, ODD, SIZE, W48, inputs, needs_compiler, reference, tolerance
 
 from streampose.engines.export import export_onnx
 from streampose.errors import MissingExtraError, ModelError, StreamposeError
@@ -34,13 +33,14 @@ from streampose.plugins.deform_conv.node import to_plugin
 from streampose.plugins.deform_conv.tensorrt_plugin import ATTRIBUTES, check_tensors, geometry_of
 
 PROGRAM = Path(__file__).with_name("plugin_calls.py")
-SIZE = (13, 9)
-PLUGINS = [  # the W48 network, both storages; k 3x2 with groups; nothing but the sampling
+KNOWN = {"height": SIZE[0], "width": SIZE[1]}  # what the plugin finds out of the tensors' shapes
+PLUGINS = [  # W48 in both storages, and not knowing the size; k 3x2 with groups; two tiles of outputs; the barest
+    replace(W48, **KNOWN),
+    replace(W48, storage="fp32", **KNOWN),
     W48,
-    replace(W48, storage="fp32"),
-    replace(ODD, groups=2, offset_groups=3),
-    replace(ODD, channels=80, out_channels=136, groups=2, storage="fp32", has_bias=False),
-    replace(ODD, offset_groups=6, has_mask=False, has_bias=False),
+    replace(ODD, groups=2, offset_groups=3, **KNOWN),
+    replace(ODD, channels=80, out_channels=136, groups=2, storage="fp32", has_bias=False, **KNOWN),
+    replace(ODD, offset_groups=6, has_mask=False, has_bias=False, **KNOWN),
 ]
 BATCHES = [1, 33]
 
@@ -50,10 +50,12 @@ def job(geometry: Geometry) -> dict[str, Any]:
     offset = [-1, 2 * g.offset_groups * g.taps, out_h, out_w]
     x = [-1, g.channels, *SIZE]
     mask = [-1, g.offset_groups * g.taps, out_h, out_w] if g.has_mask else x
+    shapes = [x, offset, mask, [packed_size(g)], [g.out_channels] if g.has_bias else offset]
+    declared = shapes if g.height else [[*shape[:2], -1, -1] if len(shape) == 4 else shape for shape in shapes]
     return {
         "arch": "sm_89", "storage": g.storage, "batches": BATCHES,
         "attributes": {name: int(getattr(g, name)) for name in ATTRIBUTES},
-        "shapes": [x, offset, mask, [packed_size(g)], [g.out_channels] if g.has_bias else offset],
+        "shapes": shapes, "declared": declared,
     }  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def test_the_kernel_is_ptx_for_the_architecture(answers: dict[str, dict[str, Any
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_launched_as_told_it_computes_what_the_reference_does(answers: dict[str, dict[str, Any]]) -> None:
     """Grid, block and arguments are the plugin's own: inputs, extra numbers, output, for two batches of one engine."""
     launches = [(g, one) for g in PLUGINS for one in answers[g.entry]["launches"]]
@@ -160,6 +163,16 @@ def test_tensors_that_do_not_fit_the_attributes_are_refused(
     shapes[position] = shape
     with pytest.raises(ModelError, match=message):
         check_tensors(W48, *shapes)
+
+
+def test_everything_imports_without_the_extras() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('cuda', 'cuda.bindings', 'tensorrt', 'torchvision')))\n"
+    modules = ("deform_conv", "deform_conv.launch", "deform_conv.ptx", "deform_conv.tensorrt_plugin")
+    script = blocked + "\n".join(f"import streampose.plugins.{module}" for module in modules)
+    script += "\nfrom streampose.plugins.deform_conv import launch; print(launch.available())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert "pip install 'streampose[cuda]'" in done.stderr  # said in the log, once
 
 
 def test_without_tensorrt_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

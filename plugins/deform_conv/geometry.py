@@ -1,13 +1,14 @@
 """One problem of the kernel: its numbers, how it is cut into blocks, its packed weights and its source.
 
-`kernel.cuh` is compiled for one `Geometry` at a time: everything but batch and map size is a constant there. `Plan` here
-follows the same rules as `Plan` there (a test compares them), because the weights are packed, and the grid is counted,
-before anything runs.
+`kernel.cuh` is compiled for one `Geometry` at a time: everything but batch and map size is a constant there. `Plan`
+here follows the same rules as `Plan` there (a test compares them), because the weights are packed, and the grid is
+counted, before anything runs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Literal
@@ -31,6 +32,7 @@ class Geometry:
         has_mask, has_bias: whether the kernel reads them; a tensor is passed in any case.
         storage: of map, mask, weights and result. Offsets, bias, coordinates and sums are always float32.
         channels_last: whether map and result are (B, H, W, C) rather than (B, C, H, W).
+        height, width: of the map; 0 where only a launch tells, which makes a slower kernel.
 
     Raises:
         ValueError: numbers that do not fit each other.
@@ -52,19 +54,34 @@ class Geometry:
     has_bias: bool = True
     storage: Storage = "fp16"
     channels_last: bool = False
+    height: int = 0
+    width: int = 0
 
     def __post_init__(self) -> None:
         if self.storage not in STORAGES:
             raise ValueError(f"storage is fp32 or fp16, not {self.storage!r}")
         for name, number in asdict(self).items():
-            least = 0 if name.startswith("padding") else 1
+            least = 0 if name in ("padding_h", "padding_w", "height", "width") else 1
             if isinstance(number, int) and not isinstance(number, bool) and number < least:
                 raise ValueError(f"{name} is {number}, expected {least} or more")
         if self.channels % self.groups or self.channels % self.offset_groups or self.out_channels % self.groups:
             raise ValueError(
-                f"{self.channels} channels and {self.out_channels} output channels do not divide into {self.groups} groups and "
-                f"{self.offset_groups} offset groups"
+                f"{self.channels} channels and {self.out_channels} output channels do not divide into "
+                f"{self.groups} groups and {self.offset_groups} offset groups"
             )
+
+    @classmethod
+    def of(
+        cls, weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+        groups: int, offset_groups: int, has_mask: bool, has_bias: bool, storage: Storage,
+    ) -> Geometry:  # fmt: skip
+        """The geometry of a convolution whose weight is of the shape (O, C / groups, kernel_h, kernel_w)."""
+        out_channels, per_group, kernel_h, kernel_w = weight
+        (stride_h, stride_w), (padding_h, padding_w), (dilation_h, dilation_w) = stride, padding, dilation
+        return cls(
+            per_group * groups, out_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h,
+            dilation_w, groups, offset_groups, has_mask, has_bias, storage,
+        )  # fmt: skip
 
     @property
     def taps(self) -> int:
@@ -79,7 +96,7 @@ class Geometry:
             f"s{self.stride_h}x{self.stride_w}", f"p{self.padding_h}x{self.padding_w}",
             f"d{self.dilation_h}x{self.dilation_w}", f"g{self.groups}", f"og{self.offset_groups}",
             ("m" if self.has_mask else "") + ("b" if self.has_bias else "") or "plain",
-            "nhwc" if self.channels_last else "nchw",
+            "nhwc" if self.channels_last else "nchw", *([f"{self.height}x{self.width}"] if self.height else []),
         ]  # fmt: skip
         return "_".join(["deform_conv", self.storage, *numbers])
 
@@ -123,19 +140,25 @@ def plan(geometry: Geometry) -> Plan:
     blocks = channels // depth
     of_tap = _largest_divisor(blocks, WIDEST // depth)
     at_once = of_tap * (1 if of_tap < blocks else max(1, min(g.taps, 48 // channels)))
-    rows = -(-at_once * depth // 16) * 16 if half else at_once * depth
-    output_tiles = -(-outputs // WIDEST)
-    width = -(-(-(-outputs // output_tiles)) // 16) * 16
+    rows = _ceil(at_once * depth, 16) * 16 if half else at_once * depth
+    output_tiles = _ceil(outputs, WIDEST)
+    width = _ceil(_ceil(outputs, output_tiles), 16) * 16
     columns = TILE * (rows + 8) if half else rows * TILE
     numbers = max(2 * columns, TILE * (width + 8) if half else 0)
     return Plan(
-        depth, at_once, -(-g.taps * blocks // at_once), rows, output_tiles, width, numbers * STORAGES[g.storage].itemsize
+        depth,
+        at_once,
+        _ceil(g.taps * blocks, at_once),
+        rows,
+        output_tiles,
+        width,
+        numbers * STORAGES[g.storage].itemsize,
     )
 
 
 def grid(geometry: Geometry, batch: int, out_height: int, out_width: int) -> tuple[int, int, int]:
     """Blocks of a launch; each has `THREADS` threads. All of a batch is one launch."""
-    return batch * -(-out_height * out_width // TILE), geometry.groups * plan(geometry).output_tiles, 1
+    return batch * _ceil(out_height * out_width, TILE), geometry.groups * plan(geometry).output_tiles, 1
 
 
 def pack_weight(weight: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32 | np.float16]:
@@ -218,6 +241,10 @@ extern "C" DEFORM_CONV_KERNEL void {geometry.entry}(
         {{x, offset, mask, weight, bias, y}}, {{height, width, out_height, out_width}});
 }}
 """
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def _largest_divisor(of: int, most: int) -> int:

@@ -10,7 +10,9 @@
 // piece of work for every thread of the block, on the device for the one that calls it.
 //
 // A problem is a struct of compile-time numbers, `Geometry`: channels, out_channels, kernel_h, kernel_w, stride_h,
-// stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, offset_groups, has_mask, has_bias, channels_last.
+// stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, offset_groups, has_mask, has_bias, channels_last; and
+// height and width of the map, or 0 where only a launch tells. Where they are known, most addresses are constants, and
+// about a third of all instructions falls away.
 // geometry.py writes it, plans the launch by the same rules as `Plan` and packs the weights.
 #pragma once
 
@@ -60,6 +62,20 @@ DEFORM_CONV_CODE void narrow(float wide, Half& to) {
 #else
     _Float16 value = static_cast<_Float16>(wide);
     std::memcpy(&to, &value, sizeof to);
+#endif
+}
+
+// Two at once, the first in the lower half.
+DEFORM_CONV_CODE unsigned narrow(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#else
+    Half one, two;
+    narrow(first, one);
+    narrow(second, two);
+    return one.bits | static_cast<unsigned>(two.bits) << 16;
 #endif
 }
 
@@ -130,6 +146,7 @@ struct Plan {
     static constexpr int pixel_rows = TILE / pixel_lanes;  // groups of pixels that a warp takes at once
     static constexpr int slots = larger(1, pixel_rows / WARPS);  // pixels of a thread
     static constexpr int unit_step = larger(1, WARPS / pixel_rows) * unit_lanes;
+    static constexpr int chunks_of_tap = of_tap < blocks ? blocks / of_tap : 1;
     static constexpr int sums = width * TILE / THREADS;  // of a thread
 };
 
@@ -138,7 +155,8 @@ template <class T, class G>
 struct Worker {
     using P = Plan<T, G>;
     int thread;
-    int pixel[P::slots];
+    int pixel[P::slots];             // within the tile
+    int at[P::slots];                // within the result
     float y[P::slots], x[P::slots];  // of the kernel's first tap, without offset
     float sum[P::sums];
     unsigned a[4], b[4];             // fragments of the tensor-core product
@@ -147,6 +165,17 @@ struct Worker {
 struct Size {
     int height, width, out_height, out_width;
 };
+
+// The sizes of a launch, as constants where the geometry has them.
+template <class G>
+DEFORM_CONV_CODE Size sizes(const Size& given) {
+    if constexpr (G::height > 0 && G::width > 0)
+        return {G::height, G::width,
+                (G::height + 2 * G::padding_h - G::dilation_h * (G::kernel_h - 1) - 1) / G::stride_h + 1,
+                (G::width + 2 * G::padding_w - G::dilation_w * (G::kernel_w - 1) - 1) / G::stride_w + 1};
+    else
+        return given;
+}
 
 template <class T>
 struct Tensors {
@@ -168,8 +197,9 @@ template <class G, class T>
 DEFORM_CONV_CODE Place place_of(unsigned block_x, unsigned block_y, const Size& size) {
     const unsigned tiles = (size.out_height * size.out_width + TILE - 1) / TILE;
     constexpr int output_tiles = Plan<T, G>::output_tiles;
-    return {block_x / tiles, static_cast<int>(block_x % tiles) * TILE, static_cast<int>(block_y) / output_tiles,
-            static_cast<int>(block_y) % output_tiles};
+    const int group = G::groups == 1 ? 0 : static_cast<int>(block_y) / output_tiles;
+    return {block_x / tiles, static_cast<int>(block_x % tiles) * TILE, group,
+            static_cast<int>(block_y) - group * output_tiles};
 }
 
 template <class T, class G>
@@ -180,119 +210,163 @@ DEFORM_CONV_CODE void begin(Worker<T, G>& w, const Size& size, const Place& plac
     for (int slot = 0; slot < P::slots; ++slot) {
         const int row = (warp + slot * WARPS) % P::pixel_rows;
         w.pixel[slot] = row * P::pixel_lanes + lane % P::pixel_lanes;
-        const int at = smaller(place.first + w.pixel[slot], last);  // past the end: sampled, never stored
-        w.y[slot] = static_cast<float>(at / size.out_width * G::stride_h - G::padding_h);
-        w.x[slot] = static_cast<float>(at % size.out_width * G::stride_w - G::padding_w);
+        w.at[slot] = smaller(place.first + w.pixel[slot], last);  // past the end: sampled, never stored
+        w.y[slot] = static_cast<float>(w.at[slot] / size.out_width * G::stride_h - G::padding_h);
+        w.x[slot] = static_cast<float>(w.at[slot] % size.out_width * G::stride_w - G::padding_w);
     }
     DEFORM_CONV_UNROLL
     for (int i = 0; i < P::sums; ++i) w.sum[i] = 0.0f;
 }
 
-// Where a sample lies: its four cells, as distances from the map's first, and their shares of it, mask included.
+// The largest whole number not above `position`, which is one of a map; `bits` is it too, as an integer. On the device by
+// an addition that rounds down, because conversions have a fraction of the throughput.
+DEFORM_CONV_CODE float whole_part(float position, int& bits) {
+#if defined(__CUDACC__)
+    constexpr float middle = 12582912.0f;  // 1.5 * 2^23: the next float is one more
+    const float sum = __fadd_rd(position, middle);
+    bits = __float_as_int(sum) - 0x4b400000;
+    return sum - middle;
+#else
+    bits = static_cast<int>(std::floor(position));
+    return static_cast<float>(bits);
+#endif
+}
+
+DEFORM_CONV_CODE float at_least_zero(float value) {
+#if defined(__CUDACC__)
+    return fmaxf(value, 0.0f);
+#else
+    return std::fmax(value, 0.0f);
+#endif
+}
+
+// One axis of a sample: the first of two neighbouring cells and what each has of it. Every cell's share is a hat of width
+// two around it, so the cells may be any two that lie in the map: what is far from the position, or next to a position
+// that is no number, gets nothing. A map of one cell has no second.
+struct Axis {
+    int first;
+    float share, next_share;
+};
+
+DEFORM_CONV_CODE Axis axis(float position, int size) {
+    const float last = static_cast<float>(size > 1 ? size - 2 : 0), inside = at_least_zero(position);
+    Axis found;
+    const float distance = position - whole_part(inside < last ? inside : last, found.first);
+#if defined(__CUDACC__)
+    found.share = at_least_zero(1.0f - fabsf(distance));
+    found.next_share = size > 1 ? at_least_zero(1.0f - fabsf(distance - 1.0f)) : 0.0f;
+#else
+    found.share = at_least_zero(1.0f - std::fabs(distance));
+    found.next_share = size > 1 ? at_least_zero(1.0f - std::fabs(distance - 1.0f)) : 0.0f;
+#endif
+    return found;
+}
+
+// The four cells of a sample: the first, how far the others are from it, and their shares, mask included.
 struct Corners {
-    int at[4];
+    int first, right, down;
     float share[4];
 };
 
 DEFORM_CONV_CODE Corners corners(float y, float x, float mask, int height, int width) {
-    const bool inside = y > -1.0f && x > -1.0f && y < static_cast<float>(height) && x < static_cast<float>(width);
-    y = inside ? y : 0.0f;  // also where it is not a number
-    x = inside ? x : 0.0f;
-    mask = inside ? mask : 0.0f;
-#if defined(__CUDACC__)
-    const int top = __float2int_rd(y), left = __float2int_rd(x);
-#else
-    const int top = static_cast<int>(std::floor(y)), left = static_cast<int>(std::floor(x));
-#endif
-    const float down = y - static_cast<float>(top), right = x - static_cast<float>(left);
-    const float upper = top >= 0 ? (1.0f - down) * mask : 0.0f, lower = top + 1 < height ? down * mask : 0.0f;
-    const float first = left >= 0 ? 1.0f - right : 0.0f, second = left + 1 < width ? right : 0.0f;
-    const int row = larger(top, 0) * width, next_row = smaller(top + 1, height - 1) * width;
-    const int column = larger(left, 0), next_column = smaller(left + 1, width - 1);
-    return {{row + column, row + next_column, next_row + column, next_row + next_column},
-            {upper * first, upper * second, lower * first, lower * second}};
+    const Axis row = axis(y, height), column = axis(x, width);
+    const float upper = row.share * mask, lower = row.next_share * mask;
+    return {row.first * width + column.first, width > 1 ? 1 : 0, height > 1 ? width : 0,
+            {upper * column.share, upper * column.next_share, lower * column.share, lower * column.next_share}};
 }
 
-// N channels of one sample, in float.
+// N channels of one sample, in float; `channel` is where the first of them lies in the sample's first cell.
 template <int N, class G, class T>
-DEFORM_CONV_CODE void gather(const T* map, int channel, int plane, const Corners& from, float (&value)[N]) {
+DEFORM_CONV_CODE void gather(const T* channel, int plane, const Corners& from, float (&value)[N]) {
     DEFORM_CONV_UNROLL
     for (int i = 0; i < N; ++i) value[i] = 0.0f;
     DEFORM_CONV_UNROLL
     for (int corner = 0; corner < 4; ++corner) {
+        const int away = corner % 2 * from.right + corner / 2 * from.down;
         if constexpr (G::channels_last) {
-            const Pack<T, N> cell = load<N>(map + from.at[corner] * G::channels + channel);
+            const Pack<T, N> cell = load<N>(channel + away * G::channels);
             DEFORM_CONV_UNROLL
             for (int i = 0; i < N; ++i) value[i] += from.share[corner] * widen(cell.at[i]);
         } else {
             DEFORM_CONV_UNROLL
-            for (int i = 0; i < N; ++i)
-                value[i] += from.share[corner] * widen(map[(channel + i) * plane + from.at[corner]]);
+            for (int i = 0; i < N; ++i) value[i] += from.share[corner] * widen(channel[i * plane + away]);
         }
     }
 }
 
 template <class G, class Team, class W>
-DEFORM_CONV_CODE void put(Team& team, const W& w, Half* columns, int row, int pixel, const float* value, int count) {
+DEFORM_CONV_CODE void put(Team& team, const W& w, Half* columns, int row, int pixel, const float* value, bool there) {
     using P = Plan<Half, G>;
-    Pack<Half, P::vector> column;
-    DEFORM_CONV_UNROLL
-    for (int i = 0; i < P::vector; ++i) narrow(i < count ? value[i] : 0.0f, column.at[i]);
     Half* to = columns + pixel * P::stride + row;
-    team.writes(w, to, sizeof column);
-    *reinterpret_cast<Pack<Half, P::vector>*>(to) = column;
+    team.writes(w, to, P::vector * sizeof(Half));
+    if constexpr (P::vector == 1) {
+        narrow(there ? *value : 0.0f, *to);
+    } else {
+        Pack<unsigned, P::vector / 2> column;
+        DEFORM_CONV_UNROLL
+        for (int i = 0; i < P::vector; i += 2) column.at[i / 2] = there ? narrow(value[i], value[i + 1]) : 0;
+        *reinterpret_cast<Pack<unsigned, P::vector / 2>*>(to) = column;
+    }
 }
 
 template <class G, class Team, class W>
-DEFORM_CONV_CODE void put(Team& team, const W& w, float* columns, int row, int pixel, const float* value, int count) {
+DEFORM_CONV_CODE void put(Team& team, const W& w, float* columns, int row, int pixel, const float* value, bool there) {
     using P = Plan<float, G>;
     DEFORM_CONV_UNROLL
     for (int i = 0; i < P::vector; ++i) {
         float* to = columns + (row + i) * P::stride + pixel;
         team.writes(w, to, sizeof *to);
-        *to = i < count ? value[i] : 0.0f;
+        *to = there ? value[i] : 0.0f;
     }
 }
 
-// One thread's samples of a chunk.
+// One thread's samples of a chunk. Addresses are a thread's own part, the same for all its samples, and the step from one
+// unit to the next, which is a constant where the map's size is one.
 template <class T, class G, class Team>
 DEFORM_CONV_CODE void sample(Team& team, Worker<T, G>& w, const Tensors<T>& tensors, const Size& size,
                              const Place& place, int chunk, T* columns) {
     using P = Plan<T, G>;
     constexpr int vector = P::vector;
-    const int warp = w.thread / WARP, lane = w.thread % WARP;
+    constexpr int cell = G::channels_last ? G::channels : 1;  // from a cell to its right neighbour
     const int plane = size.height * size.width, out_plane = size.out_height * size.out_width;
+    const int step_of_channel = G::channels_last ? 1 : plane;
+    const int mine = w.thread / WARP / P::pixel_rows * P::unit_lanes + w.thread % WARP / P::pixel_lanes;
+    const int first_block = place.group * P::blocks + (P::taps_at_once > 1 ? 0 : chunk % P::chunks_of_tap * P::of_tap);
     const T* map = tensors.x + place.image * G::channels * plane;
     const long long first_offset = place.image * (G::offset_groups * P::taps) * out_plane;
-    const float* offset = tensors.offset + 2 * first_offset;
-    const T* mask = tensors.mask + (G::has_mask ? first_offset : 0);
     DEFORM_CONV_UNROLL
     for (int slot = 0; slot < P::slots; ++slot) {
-        const int at = smaller(place.first + w.pixel[slot], out_plane - 1);
         DEFORM_CONV_UNROLL
         for (int step = 0; step < P::at_once; step += P::unit_step) {
-            const int local = step + warp / P::pixel_rows * P::unit_lanes + lane / P::pixel_lanes;
-            const int unit = chunk * P::at_once + local, tap = unit / P::blocks;
-            const int channel = place.group * P::channels + unit % P::blocks * P::depth;
-            if (local >= P::at_once) continue;
+            const int local = mine + step;
+            if (P::at_once % P::unit_step != 0 && local >= P::at_once) continue;
             const int row = local * P::depth;
-            if (unit >= P::units) {
+            const int tap = P::taps_at_once > 1 ? chunk * P::taps_at_once + local / P::blocks : chunk / P::chunks_of_tap;
+            if (P::units % P::at_once != 0 && tap >= P::taps) {
                 DEFORM_CONV_UNROLL
                 for (int i = 0; i < P::depth; i += vector)
-                    put<G>(team, w, columns, row + i, w.pixel[slot], w.sum, 0);
+                    put<G>(team, w, columns, row + i, w.pixel[slot], w.sum, false);
                 continue;
             }
-            const int shift = (channel / P::shared_offset * P::taps + tap) * out_plane + at;
-            const float* dy = offset + 2 * shift - at;
+            constexpr bool own_offsets = P::taps_at_once == 1 && P::shared_offset == P::depth;  // of every block
+            const int block = P::taps_at_once > 1 ? first_block + local % P::blocks : first_block + local;
+            const int offset_group = own_offsets ? first_block + mine : block / (P::shared_offset / P::depth);
+            const long long shift = first_offset + (offset_group * P::taps + tap) * out_plane + w.at[slot];
+            const int further = own_offsets ? step * P::taps * out_plane : 0;
+            const float* dy = tensors.offset + (2 * shift - w.at[slot]) + 2 * further;
             const Corners from = corners(
                 w.y[slot] + static_cast<float>(tap / G::kernel_w * G::dilation_h) + load_once(dy),
                 w.x[slot] + static_cast<float>(tap % G::kernel_w * G::dilation_w) + load_once(dy + out_plane),
-                G::has_mask ? load_once(mask + shift) : 1.0f, size.height, size.width);
+                G::has_mask ? load_once(tensors.mask + shift + further) : 1.0f, size.height, size.width);
+            const int own_block = P::taps_at_once > 1 ? block : first_block + mine;
+            const int further_blocks = P::taps_at_once > 1 ? 0 : step;
+            const T* channel = map + own_block * P::depth * step_of_channel + from.first * cell +
+                               further_blocks * P::depth * step_of_channel;
             DEFORM_CONV_UNROLL
             for (int i = 0; i < P::depth; i += vector) {
                 float value[vector];
-                gather<vector, G>(map, channel + i, plane, from, value);
-                put<G>(team, w, columns, row + i, w.pixel[slot], value, vector);
+                gather<vector, G>(channel + i * step_of_channel, plane, from, value);
+                put<G>(team, w, columns, row + i, w.pixel[slot], value, true);
             }
         }
     }
@@ -418,9 +492,10 @@ DEFORM_CONV_CODE void finish(Team& team, const Tensors<float>& tensors, const Si
 
 // The whole work of one block. `shared` has room for Plan::shared numbers, aligned to 16 bytes.
 template <class T, class G, class Team>
-DEFORM_CONV_CODE void run(Team& team, const Tensors<T>& tensors, const Size& size, unsigned block_x, unsigned block_y,
+DEFORM_CONV_CODE void run(Team& team, const Tensors<T>& tensors, const Size& given, unsigned block_x, unsigned block_y,
                           T* shared) {
     using P = Plan<T, G>;
+    const Size size = sizes<G>(given);
     const Place place = place_of<G, T>(block_x, block_y, size);
     const T* weight = tensors.weight + static_cast<long long>(block_y) * P::weights;
     team.each([&](Worker<T, G>& w) {

@@ -68,21 +68,19 @@ def prepare(
 
     Args:
         x .. bias: as `deform_conv2d` takes them, of any strides.
-        geometry: with whatever `channels_last`; the map's own order is kept.
+        geometry: with whatever `channels_last` and map size; the map's own order is kept.
 
     Raises:
         ValueError: a map or offsets too large for the kernel's indices.
     """
     order = order_of(x)
-    geometry = replace(geometry, channels_last=order is torch.channels_last)
+    geometry = replace(geometry, channels_last=order is torch.channels_last, height=x.shape[2], width=x.shape[3])
     batch, (height, width), (out_h, out_w) = x.shape[0], x.shape[2:], offset.shape[2:]
     largest = max(x[:1].numel(), offset[:1].numel(), geometry.out_channels * out_h * out_w)
     blocks = grid(geometry, batch, out_h, out_w)
     if largest > LARGEST or blocks[0] > LARGEST or blocks[1] > 65535:
         raise ValueError(f"x {tuple(x.shape)} and offset {tuple(offset.shape)} are too large for the kernel")
-    y = torch.empty(
-        (batch, geometry.out_channels, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=order
-    )
+    y = torch.empty((batch, geometry.out_channels, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=order)
     flat = torch.cat([weight.detach().reshape(-1), weight.new_zeros(1)]).to(x.dtype)
     tensors = (
         x.contiguous(memory_format=order), offset.float().contiguous(),
@@ -105,7 +103,8 @@ def launch(prepared: Launch) -> Tensor:
 
     device = prepared.y.device
     with torch.cuda.device(device):
-        function = _function(prepared.geometry, device.index if device.index is not None else torch.cuda.current_device())
+        _enter_context(driver, torch.cuda.current_device())
+        function = _function(prepared.geometry, torch.cuda.current_device())
         values, kinds = [], []
         for argument in prepared.arguments:
             number = isinstance(argument, int)
@@ -118,6 +117,17 @@ def launch(prepared: Launch) -> Tensor:
     if int(status):
         raise StreamposeError(f"the driver does not launch {prepared.geometry.entry}: {status.name}")
     return prepared.y
+
+
+def _enter_context(driver: Any, device: int) -> None:
+    """Make torch's context current in a thread that has not used the device yet."""
+    status, current = driver.cuCtxGetCurrent()
+    if not int(status) and not int(current):
+        status, context = driver.cuDevicePrimaryCtxRetain(device)
+        if not int(status):
+            (status,) = driver.cuCtxSetCurrent(context)
+    if int(status):
+        raise StreamposeError(f"the driver gives no context on device {device}: {status.name}")
 
 
 @lru_cache(maxsize=64)

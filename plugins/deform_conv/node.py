@@ -36,7 +36,7 @@ def to_plugin(model: onnx.ModelProto, storage: Storage) -> onnx.ModelProto:
     graph = converted.graph
     types = _types(converted)
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes += _replacement(node, graph, constants, types, storage) if node.op_type == "DeformConv" else [node]
     if not any(node.op_type == NAME and node.domain == NAMESPACE for node in nodes):
@@ -61,14 +61,13 @@ def geometry_of_node(node: onnx.NodeProto, weight_shape: tuple[int, ...], storag
     pads = given.get("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
         raise ModelError(f"{node.name}: the plugin pads alike on both sides, this node pads by {pads}")
-    groups, per_group = given.get("group", 1), weight_shape[1]
     stride, dilation = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
-    inputs = [*node.input, "", ""]
+    groups, offset_groups = given.get("group", 1), given.get("offset_group", 1)
+    _, _, _, bias, mask = [*node.input, "", ""][:5]
     try:
-        return Geometry(
-            per_group * groups, weight_shape[0], *weight_shape[2:], *stride, *pads[:2], *dilation, groups,
-            given.get("offset_group", 1), has_mask=bool(inputs[4]), has_bias=bool(inputs[3]), storage=storage,
-        )  # fmt: skip
+        return Geometry.of(
+            weight_shape, stride, pads[:2], dilation, groups, offset_groups, bool(mask), bool(bias), storage
+        )
     except ValueError as error:
         raise ModelError(f"{node.name}: {error}") from None
 
@@ -101,7 +100,7 @@ def _replacement(
     # where there is no mask or bias, a tensor of its type stands in its place, unread
     inputs = [x, offset, cast(mask, stored, "mask") if mask else x, packed.name, f"{name}.bias" if bias else offset]
     out = node.output[0] if result == stored else f"{name}.y"
-    numbers = {attribute: int(getattr(geometry, attribute)) for attribute in ATTRIBUTES}
+    numbers: dict[str, Any] = {attribute: int(getattr(geometry, attribute)) for attribute in ATTRIBUTES}
     nodes.append(
         helper.make_node(
             NAME, inputs, [out], name=name, domain=NAMESPACE, plugin_namespace=NAMESPACE, plugin_version=VERSION, aot=1,
@@ -116,7 +115,5 @@ def _replacement(
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """The element type of every tensor that is known by inference."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    known = {
-        value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]
-    }
+    known = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
     return {**known, **{tensor.name: tensor.data_type for tensor in graph.initializer}}

@@ -87,10 +87,8 @@ def _(
     steps = ((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]))
     if not fits(x):
         return deform_conv2d_reference(x, offset, mask, weight, bias, *steps, groups, offset_groups)
-    geometry = Geometry(
-        x.shape[1], *weight.shape[:1], *weight.shape[2:], *stride, *padding, *dilation, groups, offset_groups,
-        has_mask=mask is not None, has_bias=bias is not None, storage=STORAGES[x.dtype],
-    )  # fmt: skip
+    has_mask, has_bias, storage = mask is not None, bias is not None, STORAGES[x.dtype]
+    geometry = Geometry.of(weight.shape, *steps, groups, offset_groups, has_mask, has_bias, storage)
     return launch(prepare(x, offset, mask, weight, bias, geometry))
 
 

@@ -6,15 +6,17 @@ inputs are    x (B, C, H, W), offset (B, G * taps * 2, h, w) float32, mask (B, G
               packs it, bias (O,) float32; x, mask and weight are of one type, float32 or float16, and so is
 output        y (B, O, h, w).
 attributes    `ATTRIBUTES`: the integers of `Geometry`, each under its name; has_mask and has_bias are 0 or 1, and where
-              one is 0 any tensor may stand for the mask or the bias.
+              one is 0 any tensor of the type may stand for the mask or the bias.
 
 `node.py` writes such nodes. The ONNX parser finds the plugin by the node's op_type `deform_conv`, and the attributes
 plugin_namespace "streampose", plugin_version "1" and aot 1.
-
-Annotations here are objects, not strings, because TensorRT reads them; hence no `from __future__ import annotations`.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, Signature
+from types import GenericAlias
 from typing import Any
 
 from streampose.errors import MissingExtraError, ModelError, StreamposeError
@@ -22,6 +24,7 @@ from streampose.plugins.deform_conv.geometry import THREADS, TILE, Geometry, Sto
 from streampose.plugins.deform_conv.ptx import Compiled, compile_ptx
 
 NAMESPACE, NAME, VERSION = "streampose", "deform_conv", "1"
+TENSORS = ("x", "offset", "mask", "weight", "bias")
 ATTRIBUTES = (
     "channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h",
     "dilation_w", "groups", "offset_groups", "has_mask", "has_bias",
@@ -120,41 +123,33 @@ def check_tensors(geometry: Geometry, x: Shape, offset: Shape, mask: Shape, weig
 
 
 def _define() -> None:
-    """Hand TensorRT the three functions of the plugin; it reads their parameters' names and annotations."""
+    """Hand TensorRT the three functions of the plugin."""
     trt, trtp = _tensorrt()
-    tensor, plugin = trtp.TensorDesc, f"{NAMESPACE}::{NAME}"
+    plugin = f"{NAMESPACE}::{NAME}"
     storages: dict[Any, Storage] = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16"}
+    tensors = dict.fromkeys(TENSORS, trtp.TensorDesc)
+    kernel = GenericAlias(tuple, (str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs))
 
-    @trtp.register(plugin)  # type: ignore[untyped-decorator]
-    def describe(
-        x: tensor, offset: tensor, mask: tensor, weight: tensor, bias: tensor,
-        channels: int, out_channels: int, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, padding_h: int,
-        padding_w: int, dilation_h: int, dilation_w: int, groups: int, offset_groups: int, has_mask: int, has_bias: int,
-    ) -> tensor:  # fmt: skip
+    def describe(x: Any, offset: Any, *_rest: Any, out_channels: int, **_numbers: int) -> Any:
         shape = (x.shape_expr[0], out_channels, offset.shape_expr[2], offset.shape_expr[3])
         return trtp.from_shape_expr(shape, x.dtype)
 
-    @trtp.autotune(plugin)  # type: ignore[untyped-decorator]
-    def formats(x, offset, mask, weight, bias, channels, out_channels, outputs):  # type: ignore[no-untyped-def]
+    def formats(x: Any, *rest: Any) -> Any:
+        *_, channels, out_channels, _outputs = rest
         storage = storages[x.dtype].upper()
         types = f"{storage}, FP32, {storage}, {storage}, FP32, {storage}"
         last = storage == "FP16" and channels % 8 == 0 and out_channels % 8 == 0  # HWC8 without filling
         ends = "LINEAR|HWC8" if last else "LINEAR"
         return [trtp.AutoTuneCombination(types, f"{ends}, LINEAR, LINEAR, LINEAR, LINEAR, {ends}")]
 
-    @trtp.aot_impl(plugin)  # type: ignore[untyped-decorator]
-    def implement(
-        x, offset, mask, weight, bias, channels, out_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h,
-        padding_w, dilation_h, dilation_w, groups, offset_groups, has_mask, has_bias, outputs, tactic,
-    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # fmt: skip  # type: ignore[no-untyped-def]
-        numbers = (
-            channels, out_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h,
-            dilation_w, groups, offset_groups, has_mask, has_bias,
-        )  # fmt: skip
+    def implement(*given: Any) -> Any:
+        (x, offset, *rest), numbers = given[: len(TENSORS)], given[len(TENSORS) : -2]
         geometry = geometry_of(numbers, storages[x.dtype], x.format == trt.TensorFormat.HWC8)
-        check_tensors(geometry, *(tuple(tensor.shape) for tensor in (x, offset, mask, weight, bias)))
-        kernel = compile_ptx(geometry, _REGISTRATION.arch or device_arch())
-        _REGISTRATION.kernels[kernel.entry] = kernel
+        if -1 not in tuple(x.shape)[2:]:
+            geometry = replace(geometry, height=x.shape[2], width=x.shape[3])
+        check_tensors(geometry, *(tuple(tensor.shape) for tensor in (x, offset, *rest)))
+        compiled = compile_ptx(geometry, _REGISTRATION.arch or device_arch())
+        _REGISTRATION.kernels[compiled.entry] = compiled
         batch, height, width = (x.shape_expr[axis] for axis in (0, 2, 3))
         out_height, out_width = (offset.shape_expr[axis] for axis in (2, 3))
         launch = trtp.KernelLaunchParams()
@@ -164,7 +159,24 @@ def _define() -> None:
         extra = trtp.SymIntExprs(4)
         for index, size in enumerate((height, width, out_height, out_width)):
             extra[index] = size
-        return kernel.entry, kernel.code, launch, extra
+        return compiled.entry, compiled.code, launch, extra
+
+    all_numbers, outputs = dict.fromkeys(ATTRIBUTES, int), {"outputs": Parameter.empty}
+    trtp.register(plugin)(_signed(describe, {**tensors, **all_numbers}, trtp.TensorDesc))
+    two_numbers = {"channels": int, "out_channels": int}
+    trtp.autotune(plugin)(_signed(formats, {**tensors, **two_numbers, **outputs}, Parameter.empty))
+    last = {**outputs, "tactic": int}
+    trtp.aot_impl(plugin)(_signed(implement, {**tensors, **all_numbers, **last}, kernel))
+
+
+def _signed(function: Any, parameters: dict[str, Any], answer: Any) -> Any:
+    """Give a function the parameters by whose names and types TensorRT knows what to call it with."""
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    function.__signature__ = Signature(
+        [Parameter(name, kind, annotation=annotation) for name, annotation in parameters.items()],
+        return_annotation=answer,
+    )
+    return function
 
 
 def _tensorrt() -> tuple[Any, Any]:
