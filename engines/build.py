@@ -156,7 +156,8 @@ def gate_windows(
     rng = np.random.default_rng(0)
     pictures = demo_frames(1 + KEY_FRAMES[-1])
     detector = PersonDetector()
-    frames, affines = [], []
+    frames: list[list[int]] = []
+    affines: list[list[NDArray[np.float32]]] = []
     for key in KEY_FRAMES:
         indices = [key, *(max(key + offset, 0) for offset in offsets)]
         for box in detector.detect(pictures[key])[0]:

@@ -85,7 +85,7 @@ class PinnedArray:
         self._pointer = _result(driver().cuMemHostAlloc(max(size, 1), 0))
         self.address = int(self._pointer)
         buffer = (ctypes.c_byte * size).from_address(self.address)
-        self.array: NDArray[Any] = np.frombuffer(buffer, dtype).reshape(shape)
+        self.array: NDArray[Any] = np.frombuffer(memoryview(buffer), dtype).reshape(shape)
 
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):

@@ -67,11 +67,10 @@ def open_tensorrt(folder: Path, manifest: Manifest) -> TensorrtEngine:
         ModelError: there is no GPU, it is of another architecture, or TensorRT is of another version.
     """
     trt = import_tensorrt(manifest.target)
-    package = MODULES[manifest.target].replace("_", "-")
     rebuild = f"rebuild it with: streampose build-engine --model {manifest.name} --target {manifest.target}"
-    built_with = manifest.versions.get(package)
+    built_with = manifest.versions.get(trt.__name__)
     if built_with != trt.__version__:
-        raise ModelError(f"{folder} was built with {package} {built_with}, here is {trt.__version__}; {rebuild}")
+        raise ModelError(f"{folder} was built with {trt.__name__} {built_with}, here is {trt.__version__}; {rebuild}")
     here = cuda.architecture()
     if manifest.gpu_architecture not in ("", here):
         raise ModelError(f"{folder} is for the GPU architecture {manifest.gpu_architecture}, here is {here}; {rebuild}")

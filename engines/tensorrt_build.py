@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from streampose.engines import cuda
-from streampose.engines.compile import Job
+from streampose.engines.bundle import versions_of
+from streampose.engines.compile import Job, Made
 from streampose.engines.graphs import to_float_input, to_grid_sample, to_half
 from streampose.engines.manifest import graph_files
 from streampose.engines.store import store
@@ -29,7 +30,7 @@ from streampose.plugins.deform_conv.node import to_plugin
 log = logging.getLogger(__name__)
 
 
-def compile_graphs(job: Job) -> str:
+def compile_graphs(job: Job) -> Made:
     """Build the engines of a job's target for the GPU of this machine; see `streampose.engines.compile`.
 
     Raises:
@@ -47,7 +48,7 @@ def compile_graphs(job: Job) -> str:
     for name, model in zip(graph_files("pose", job.target), prepared, strict=True):
         (job.out / name).write_bytes(build_plan(trt, model, job.max_batch, name, cache))
     (job.out / KERNELS).write_bytes(compile_kernels(architecture))
-    return architecture
+    return Made({trt.__name__: trt.__version__} | versions_of(("cuda-bindings", "nvidia-cuda-nvrtc")), architecture)
 
 
 def prepare(source: Path, target: str, precision: str) -> list[onnx.ModelProto]:

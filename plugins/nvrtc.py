@@ -69,8 +69,8 @@ def compile_source(
         sizes = (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if machine_code else (
             nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX,
         )  # fmt: skip
-        code = _text(*sizes, program)
-        code = code if machine_code else code.rstrip(b"\0")
+        text = _text(*sizes, program)
+        code = text if machine_code else text.rstrip(b"\0")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     _, major, minor = nvrtc.nvrtcVersion()
@@ -104,7 +104,7 @@ def _checked(answer: tuple[Any, ...]) -> Any:
 
 
 def _text(size_of: Any, read: Any, program: Any) -> bytes:
-    text = b" " * _checked(size_of(program))
+    text: bytes = b" " * _checked(size_of(program))
     _checked(read(program, text))  # fills it in place
     return text
 

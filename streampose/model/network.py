@@ -60,8 +60,9 @@ def decode(heatmaps: Tensor, kind: str = "distribution") -> Tensor:
         kind: "distribution": a map's softmax is the distribution of its joint; the keypoint is its mode, found by mean
             shifts (Comaniciu and Meer 2002) over 4 cells to each side from the cell whose surroundings hold most, and
             the score the share within 5 cells, which is how likely the network thinks the joint is that near. A peak's
-            own cell decides nothing: where a map is flat, it jumps with the last digit of the arithmetic. "gaussian": a map is a Gaussian of height 1; the keypoint is the vertex of the parabola through the
-            peak's and its neighbours' logarithms (exact for a Gaussian; at most one cell away), the score the peak.
+            own cell decides nothing: where a map is flat, it jumps with the last digit of the arithmetic.
+            "gaussian": a map is a Gaussian of height 1; the keypoint is the vertex of the parabola through the peak's
+            and its neighbours' logarithms (exact for a Gaussian; at most one cell away), the score the peak.
 
     Returns:
         (B, J, 3) float32: x, y in crop pixels (4 a cell; continuous, a cell's centre is at .5), and a score 0..1.
@@ -72,7 +73,7 @@ def decode(heatmaps: Tensor, kind: str = "distribution") -> Tensor:
 
 def _decode_distribution(logits: Tensor) -> Tensor:
     height, width = logits.shape[2:]
-    p = functional.softmax(logits.flatten(2), dim=2).unflatten(2, (height, width))
+    p = functional.softmax(logits.flatten(2), dim=2).view(logits.shape)
     columns, rows = (torch.arange(n, dtype=p.dtype, device=p.device) + 0.5 for n in (width, height))
     peak = (_band(rows) @ p @ _band(columns)).flatten(2).argmax(dim=2)  # a box sum: pooling is ten times slower on CPUs
     x, y = (peak % width).to(p.dtype) + 0.5, (peak // width).to(p.dtype) + 0.5
