@@ -21,7 +21,7 @@ cp -r engines plugins train "$site/streampose/"
 export PYTHONPATH="$site:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python3}"
 failed=()
-for part in kernel; do
+for part in kernel network; do
     echo "tests/gpu/$part.py" >&2
     "$python" "tests/gpu/$part.py" ${dry[@]+"${dry[@]}"} >"$out/$part.json" || failed+=("$part")
 done
