@@ -187,10 +187,29 @@ def test_reduced_precision_learns_with_float32_weights(tmp_path: Path, precision
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"not finite at step 14 \(column, total\); lower lr, then --resume from .*checkpoint"
+        TrainingError,
+        match=r"the loss \(column, total\) is not finite at step 14; lower lr, then --resume from .*checkpoint",
     ):
         fit(StripeTask(poison_at=15), settings(), tmp_path)
     assert steps_done(tmp_path) == 10
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tmp_path: Path, grad_clip: float) -> None:
+    """The loss itself is finite: the root of zero has no slope."""
+
+    class Steep(StripeTask):
+        def losses(self, batch: Any) -> Any:
+            terms = super().losses(batch)
+            if self.steps == 20:
+                terms["column"] = terms["column"] + (0 * self.model[0].weight).abs().sum().sqrt()  # type: ignore[union-attr,operator]
+            return terms
+
+    with pytest.raises(TrainingError, match=r"a gradient is not finite at step 19; lower lr, then --resume from"):
+        fit(Steep(), settings(grad_clip=grad_clip), tmp_path)
+    assert steps_done(tmp_path) == 10
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in saved["ema"].values())
 
 
 def test_a_full_disk_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import cv2
 import numpy as np
@@ -127,7 +127,8 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
             parts = [_to(next(batches), group.device) for _ in range(settings.accumulate)]
             stopping = _backward(task, settings, state, parts, meter, group, stop.asked)
             meter.check(state.step, out / NAME)
-            _step(state, learnt, settings, group)
+            if not _step(state, learnt, settings, group):
+                meter.stop(state.step, "a gradient", out / NAME)
             state.step += 1
             bar.update(job, completed=state.step)
             last = state.step == plan.steps
@@ -193,14 +194,19 @@ def _backward(
     return meter.take(sums, stop)
 
 
-def _step(state: TrainingState, learnt: Sequence[nn.Parameter], settings: LoopSettings, group: Group) -> None:
+def _step(state: TrainingState, learnt: Sequence[nn.Parameter], settings: LoopSettings, group: Group) -> bool:
+    """Follow the gradients. False, and nothing changed, where one is not finite (in fp16 it halves the scale)."""
     group.sum_gradients(learnt)
     state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in learnt if p.grad is not None])
+    if not state.scaler.is_enabled() and not torch.isfinite(norm):
+        return False
     if settings.grad_clip:
-        nn.utils.clip_grad_norm_(learnt, settings.grad_clip)
+        nn.utils.clip_grads_with_norm_(learnt, settings.grad_clip, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     _follow(state.ema, state.model, min(settings.ema_decay, (1 + state.step) / (10 + state.step)))
+    return True
 
 
 class _Meter:
@@ -228,8 +234,12 @@ class _Meter:
         """Stop where the last step's loss is not finite."""
         broken = [name for name, value in self._last.items() if not np.isfinite(value)]
         if broken:
-            advice = f"lower lr, then --resume from {checkpoint}" if checkpoint.exists() else "lower lr and begin anew"
-            raise TrainingError(f"the loss is not finite at step {step} ({', '.join(broken)}); {advice}")
+            self.stop(step, f"the loss ({', '.join(broken)})", checkpoint)
+
+    def stop(self, step: int, what: str, checkpoint: Path) -> NoReturn:
+        """Raise TrainingError: something is not finite."""
+        advice = f"lower lr, then --resume from {checkpoint}" if checkpoint.exists() else "lower lr and begin anew"
+        raise TrainingError(f"{what} is not finite at step {step}; {advice}")
 
     def means(self) -> dict[str, float]:
         """Mean of each term, and of their weighted sum, since the last call of `speed`."""
