@@ -104,8 +104,8 @@ def test_it_equals_the_authors_program() -> None:
 @pytest.mark.slow
 @torch.inference_mode()
 def test_every_deformable_convolution_is_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another seed, step by step: given a step's input, ONNX Runtime's DeformConv computes the same. From end to end
-    two programs part at once, since offsets of thousands of cells make other results of other last bits."""
+    """With another seed, step by step: given a step's input, ONNX Runtime's DeformConv computes the same. From end
+    to end two programs part at once, since offsets of thousands of cells make other results of other last bits."""
     onnx = pytest.importorskip("onnx", reason="needs the [train] extra")
     import onnxruntime as ort
 
