@@ -144,6 +144,22 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
+    class Hanging(StripeTask):
+        def losses(self, batch: Any) -> Any:
+            if self.steps == 12:
+                os.kill(os.getpid(), signal.SIGINT)  # asks for a stop after this step, which never comes
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail("the second signal did nothing")
+            return super().losses(batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Hanging(), settings(), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert steps_done(tmp_path) == 10
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_summed_batch(tmp_path: Path) -> None:
     """Weighted losses, BatchNorm statistics, clipping, momenta: as the whole batch has them, to float32's rounding."""

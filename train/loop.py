@@ -357,7 +357,7 @@ def _settle_worker(_worker: int) -> None:
 
 
 class _StopFlag:
-    """SIGINT and SIGTERM ask for a stop after the current step."""
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one ends what hangs, as without us."""
 
     asked = False
 
@@ -371,3 +371,4 @@ class _StopFlag:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
+        self.__exit__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +120,11 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("a recipe has at least one stage")
         if len({stage.name for stage in self.stage}) < len(self.stage):
             raise ValueError("two stages have the same name")
+        for stage in self.stage:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", stage.name):
+                raise ValueError(
+                    f"a stage's name is letters, digits, - and _, for it names a folder; got {stage.name!r}"
+                )
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
