@@ -179,6 +179,15 @@ def test_a_run_is_continued_and_never_overwritten(posetrack: Path, tmp_path: Pat
     assert (tmp_path / "out/fuser/checkpoint.pt").read_bytes() == before
 
 
+def test_the_information_term_is_weighed_as_the_squared_error_is(posetrack: Path, tmp_path: Path) -> None:
+    """`total` is the heatmap's error and 0.5 / (16 x 16 cells) of the term, which is logged in nats."""
+    trained(tmp_path, posetrack, more=["*.loop.log_every=1"])
+    rows = [row.split(",") for row in (tmp_path / "out/fuser/log.csv").read_text().splitlines()]
+    first = {name: float(value) for step, group, name, value in rows if (step, group) == ("1", "loss")}
+    assert first["support"] > 1
+    assert first["total"] == pytest.approx(first["heatmap"] + 0.5 / 256 * first["support"], rel=1e-4)
+
+
 def test_another_recipe_does_not_go_on_with_a_run(posetrack: Path, tmp_path: Path) -> None:
     trained(tmp_path, posetrack)
     saved = (tmp_path / "out/recipe.json").read_bytes()

@@ -77,7 +77,8 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
         offsets: supporting frames relative to the key frame.
         alignment: see `fami_pose`.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
-        support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out.
+        support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
+            Gaussian heatmaps it is divided by their number of cells.
     """
 
     offsets: tuple[int, ...] = (-4, -3, -2, -1)
