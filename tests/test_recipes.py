@@ -210,6 +210,9 @@ def test_another_recipe_does_not_go_on_with_a_run(posetrack: Path, tmp_path: Pat
     ("change", "message"),
     [
         ("fuser.loop.lr=nan", "lr is a finite number, got nan"),
+        ("fuser.augment={half_body=-1.0}", "augment.half_body is a number, not negative"),
+        ("fuser.augment={rotation_deg=nan}", "augment.rotation_deg is a number"),
+        ("fuser.sigma=nan", "sigma is above 0"),
         ('fuser.name="../evil"', "a stage's name is letters"),
         ("fuser.loop.stepz=7", "stepz"),
         ("fuser.offset=[1]", "offset"),

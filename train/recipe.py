@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,20 @@ from streampose.errors import UsageError
 from streampose.train.settings import LoopSettings
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+def _check_numbers(name: str, values: Mapping[str, float], highest: float = math.inf) -> None:
+    """Raise ValueError where a value is not a number from 0 to `highest`."""
+    for key, value in values.items():
+        if not (math.isfinite(value) and 0 <= value <= highest):
+            limit = "" if highest == math.inf else f" and at most {highest:g}"
+            raise ValueError(f"{name}.{key} is a number, not negative{limit}; got {value}")
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    _check_numbers("shares", shares)
+    if shares and not sum(shares.values()):
+        raise ValueError("shares: one of them is above 0")
 
 
 class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -54,7 +69,10 @@ class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froze
             raise ValueError(f"size is (height, width), both divisible by 32, got {list(self.size)}")
         if (self.data == "pack") != bool(self.shares):
             raise ValueError('shares of sets belong to data = "pack", and it needs them')
-        if self.sigma <= 0 or self.clip_every < 1 or self.validate_people < 0:
+        _check_shares(self.shares)
+        for key, value in self.augment.items():
+            _check_numbers("augment", {key: value}, {"rotation_deg": 180.0, "half_body_joints": 17.0}.get(key, 1.0))
+        if not 0 < self.sigma < math.inf or self.clip_every < 1 or self.validate_people < 0:
             raise ValueError("sigma is above 0, clip_every at least 1, validate_people not negative")
 
 
@@ -108,6 +126,14 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
     trunk_lr: float = 0.5
     clip_every: int = 5
     mosaic: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check_shares(self.shares)
+        _check_numbers("stage", {"mosaic": self.mosaic}, 1.0)
+        if self.size < 32 or self.size % 32 or self.clip_every < 1:
+            raise ValueError(
+                f"size is divisible by 32 and clip_every at least 1, got {self.size} and {self.clip_every}"
+            )
 
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
