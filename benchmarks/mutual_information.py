@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
-from streampose.engines import Engine, load_engine
+from streampose.engines import Engine, load_engine, whole_pictures
 from streampose.model import FamiPose, decode, fami_pose
 from streampose.train.augment import blur
 from streampose.train.losses import distributions, gaussian_maps, heatmap_cross_entropy
@@ -86,7 +86,7 @@ def encode_all(engine: Engine, samples: Sequence[dict[str, Any]], out: Path, hum
             key, points = sample["crops"][0], sample["points"]
             blurred = blur(key, float(rng.uniform(0.05, 0.14)), float(rng.uniform(0, 180)))
             views = np.stack([key, blurred, cover(key, points, rng), *sample["crops"][1:]])
-            features = engine.encode(views)
+            features = np.stack([engine.read(feature) for feature in engine.encode(whole_pictures(views))])
             keys[index], supports[index] = features[:3], features[3:]
             for name, values in labels.items():
                 values.append(sample[name])

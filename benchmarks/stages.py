@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from streampose.engines import load_engine
-from streampose.geometry import between_crops, crop_affine, cut
+from streampose.engines import Crops, load_engine
+from streampose.geometry import between_crops, crop_affine
 from streampose.people import PersonDetector
 from streampose.train.teachers import Thunder, YoloxNano
 
@@ -61,12 +61,11 @@ def main() -> None:
     for people in PEOPLE:
         boxes = BOXES[np.arange(people) % len(BOXES)]
         affines = np.stack([crop_affine(box, size) for box in boxes])
-        crops = np.stack([cut(frame, affine, size) for affine in affines])
-        features = np.repeat(engine.encode(crops)[:, None], 1 + supports, axis=1)
+        crops = [Crops(frame, affines)]
+        windows = [[feature] * (1 + supports) for feature in engine.encode(crops)]
         transforms = between_crops(affines[:, None], np.repeat(affines[:, None], 1 + supports, axis=1))
-        jobs[f"crop {people}"] = lambda b=boxes: [cut(frame, crop_affine(box, size), size) for box in b]
         jobs[f"encode {people}"] = lambda c=crops: engine.encode(c)
-        jobs[f"fuse {people}"] = lambda f=features, t=transforms: engine.fuse(f, t)
+        jobs[f"fuse {people}"] = lambda w=windows, t=transforms: engine.fuse(w, t)
     if options.teachers:
         thunder, yolox = Thunder(options.teachers, options.threads), YoloxNano(options.teachers, options.threads)
         jobs["thunder"] = lambda: thunder.keypoints(frame, BOXES[0])
@@ -74,7 +73,7 @@ def main() -> None:
     ms = measure(jobs, options.rounds)
     figures: dict[str, float] = {}
     for people in PEOPLE:
-        whole = ms["detect"] / DETECT_EVERY + sum(ms[f"{stage} {people}"] for stage in ("crop", "encode", "fuse"))
+        whole = ms["detect"] / DETECT_EVERY + sum(ms[f"{stage} {people}"] for stage in ("encode", "fuse"))
         figures[f"people-frames/s, {people} people"] = 1e3 * people / whole
         if options.teachers:
             figures[f"(encode + fuse) / {people} thunder runs"] = (

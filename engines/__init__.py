@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streampose.engines.crops import Crops, whole_pictures
 from streampose.engines.manifest import Manifest, locate_bundle, read_manifest
 from streampose.errors import ModelError
+
+Feature = object
+"""One crop's features, where the engine keeps them (host or device). Who wants them freed lets go of them."""
 
 
 class Engine(Protocol):
@@ -17,26 +22,40 @@ class Engine(Protocol):
 
     manifest: Manifest
 
-    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of crops, once a person and frame.
+    def encode(self, crops: Sequence[Crops]) -> list[Feature]:
+        """Features of crops, once a person and frame. They stay on the engine's device.
 
         Args:
-            crops: (P, H, W, 3) uint8 BGR, H and W the manifest's `input_size`; P may be 0.
+            crops: of pictures, of the size that the manifest names once they are cut.
 
         Returns:
-            (P, C, H/4, W/4) float32.
+            One a crop, in the order of the pictures and of the crops in each.
+
+        Raises:
+            ModelError: the engine failed.
         """
 
-    def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+    def fuse(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Keypoints of the key frames of windows.
 
         Args:
-            features: (P, T, C, h, w), key frame first, then the supports in the order of the manifest's offsets.
+            windows: P windows of T features each, key frame first, then the supports in the order of the manifest's
+                offsets.
             transforms: (P, T, 2, 3) from key-crop pixels to that frame's crop pixels.
 
         Returns:
             (P, J, 3) float32: x, y in key-crop pixels, score 0..1.
+
+        Raises:
+            ModelError: the engine failed.
+            ValueError: windows and transforms that do not fit each other.
         """
+
+    def heatmaps(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The maps that `fuse` decodes, (P, J, h, w) float32; arguments and errors as there."""
+
+    def read(self, feature: Feature) -> NDArray[np.float32]:
+        """A copy of a feature on the host: (C, H/4, W/4) float32."""
 
 
 def load_engine(name: str | Path, threads: int = 2) -> Engine:
@@ -44,20 +63,32 @@ def load_engine(name: str | Path, threads: int = 2) -> Engine:
 
     Args:
         name: "lite", or a folder with a manifest.
-        threads: how many threads one run uses.
+        threads: how many threads one run uses (on a CPU).
 
     Raises:
         ModelError: there is no such bundle, it is damaged, or nothing here can run it.
+        MissingExtraError: packages are missing that its target needs.
     """
-    from streampose.engines.onnxruntime import OnnxRuntimeEngine
-
     folder = locate_bundle(name)
-    manifest = read_manifest(folder)
+    return open_engine(folder, read_manifest(folder), threads)
+
+
+def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
+    """As `load_engine`, of a bundle whose manifest is known."""
     if manifest.kind != "pose":
         raise ModelError(f"{folder} is a {manifest.kind}, not a pose model; give it as --detector")
-    if manifest.target != "onnxruntime":
-        raise ModelError(f"{folder} is built for {manifest.target}, which cannot run here; rebuild it for onnxruntime")
-    return OnnxRuntimeEngine(folder, manifest, threads)
+    if manifest.target == "onnxruntime":
+        from streampose.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(folder, manifest, threads)
+    if manifest.target in ("tensorrt", "tensorrt-rtx"):
+        from streampose.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(folder, manifest)
+    raise ModelError(f"{folder} is built for {manifest.target}, which this version cannot run")
 
 
-__all__ = ["Engine", "Manifest", "load_engine", "locate_bundle", "read_manifest"]
+__all__ = [
+    "Crops", "Engine", "Feature", "Manifest", "load_engine", "locate_bundle", "open_engine", "read_manifest",
+    "whole_pictures",
+]  # fmt: skip

@@ -1,57 +1,53 @@
-"""Writing engine bundles, and the gate that each passes: it computes what torch computes, on real pictures."""
+"""Out of torch: a trained network as a bundle of ONNX graphs, from which everything else is compiled."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata, resources
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from streampose.engines.bundle import new_bundle, versions_of
 from streampose.engines.export import export_onnx
-from streampose.engines.manifest import FILE_NAME, GRAPHS, SCHEMA, Manifest, sha256
+from streampose.engines.manifest import GRAPHS, SCHEMA, Manifest, sha256, write_manifest
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
-from streampose.errors import ModelError, OutputError, UsageError
-from streampose.geometry import between_crops, crop_affine, cut
+from streampose.engines.parity import REFERENCE, check, compare, demo_frames, record
+from streampose.engines.torch_engine import TorchEngine
+from streampose.errors import ModelError, UsageError
+from streampose.geometry import crop_affine
 from streampose.model import FamiPose, load
 from streampose.model.checkpoint import DETECTOR, read_checkpoint
 from streampose.model.network import CropEncoder, KeypointFuser
 from streampose.model.person import PersonExport, PersonNetwork
-from streampose.people import letterbox
+from streampose.people import PersonDetector, letterbox
 
-TOLERANCE = 1e-3
-"""Largest difference to torch that a bundle may have, as a share of the standard deviation of what is compared."""
-PIXEL_TOLERANCE = 0.05
-"""Largest difference of a keypoint or box in input pixels."""
+DETECTOR_LIMIT_PX = 0.05
+DETECTOR_LIMIT = 1e-3
+"""Largest difference of a detector's box, in input pixels, and of its score."""
 (DETECTOR_FILE,) = GRAPHS["person-detector"]
 PERSON_SIZE = (384, 384)
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
+KEY_FRAMES = range(4, 48, 6)
+"""Where in the bundled clip the windows of the gate are; int8 is calibrated on what comes after them."""
+DRIFT = 0.01
+"""How far the crops of every second person's window move, as a share of the person's longer side."""
 
 
-def build_from_checkpoint(
-    checkpoint: Path, out: Path, target: str = "onnxruntime", score_threshold: float = 0.4
-) -> Manifest:
-    """Write what a recipe trained, a pose network or a person detector, as a bundle.
+def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float = 0.4) -> Manifest:
+    """Write what a recipe trained, a pose network or a person detector, as a bundle for ONNX Runtime.
 
     Args:
         checkpoint: `checkpoint.pt` of a recipe's last stage.
         out: folder to write; it must not exist. Its name becomes the model's.
-        target: "onnxruntime".
         score_threshold: lowest score that counts, 0..1 (detector).
 
     Raises:
-        ModelError: the checkpoint is missing, of another network, or fails the gate; or the target is not built here.
+        ModelError: the checkpoint is missing, of another network, or fails the gate.
         UsageError, OutputError: see `build_bundle`.
     """
-    if target != "onnxruntime":
-        raise ModelError(f"the target {target!r} cannot be built by this version; it builds: onnxruntime")
     if not 0 < score_threshold < 1:
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
     description, weights = read_checkpoint(checkpoint)
@@ -71,7 +67,7 @@ def build_from_checkpoint(
 def build_bundle(
     network: FamiPose, out: Path, name: str = "lite", input_size: tuple[int, int] | None = None
 ) -> Manifest:
-    """Write a pose network as a bundle for ONNX Runtime.
+    """Write a pose network as a bundle for ONNX Runtime, with what torch computes on the bundled clip.
 
     Args:
         network: in evaluation mode.
@@ -86,15 +82,16 @@ def build_bundle(
     """
     input_size = input_size or network.input_size
     frames = 1 + len(network.offsets)
-    crops, affines = demo_windows(input_size, frames)
-    with _bundle(out) as folder, torch.inference_mode():
+    with new_bundle(out) as folder, torch.inference_mode():
         two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
         export_onnx(
             CropEncoder(network), {"crops": two}, ["features"], folder / ENCODER, {"streampose.kind": "encoder"}
         )
         shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
         window = {"features": torch.zeros(shape), "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1)}
-        export_onnx(KeypointFuser(network), window, ["keypoints"], folder / FUSER, {"streampose.kind": "fuser"})
+        export_onnx(
+            KeypointFuser(network), window, ["keypoints", "heatmaps"], folder / FUSER, {"streampose.kind": "fuser"}
+        )
         manifest = Manifest(
             schema=SCHEMA,
             kind="pose",
@@ -104,15 +101,18 @@ def build_bundle(
             input_size=input_size,
             input_format="uint8 BGR (P, H, W, 3)",
             files={file: sha256(folder / file) for file in (ENCODER, FUSER)},
-            versions=_versions(),
+            versions=versions_of(PACKAGES),
             parity={},
             offsets=network.offsets,
             skeleton=network.skeleton,
         )
-        parity = _pose_parity(network, OnnxRuntimeEngine(folder, manifest), crops, affines)
-        _check(name, parity)
-        manifest = msgspec.structs.replace(manifest, parity=parity)
-        _write(folder, manifest)
+        reference = record(TorchEngine(network, manifest), *gate_windows(input_size, network.offsets))
+        reference.save(folder / REFERENCE)
+        parity = compare(OnnxRuntimeEngine(folder, manifest), reference)
+        check(name, "fp32", parity)
+        files = manifest.files | {REFERENCE: sha256(folder / REFERENCE)}
+        manifest = msgspec.structs.replace(manifest, parity=parity, files=files)
+        write_manifest(folder, manifest)
     return manifest
 
 
@@ -125,7 +125,7 @@ def build_detector(module: nn.Module, out: Path, input_size: tuple[int, int], sc
     """
     props = {"streampose.kind": "person-detector", "streampose.score_threshold": f"{score_threshold:.4f}"}
     picture = letterbox(demo_frames(1)[0], input_size)[0][None]
-    with _bundle(out) as folder, torch.inference_mode():
+    with new_bundle(out) as folder, torch.inference_mode():
         example = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
         export_onnx(module, {"frames": example}, ["boxes", "scores"], folder / DETECTOR_FILE, props)
         boxes, scores = open_session(folder / DETECTOR_FILE, 2).run(["boxes", "scores"], {"frames": picture})
@@ -134,113 +134,44 @@ def build_detector(module: nn.Module, out: Path, input_size: tuple[int, int], sc
             "boxes_max_px": float(np.abs(boxes - wanted_boxes).max()),
             "scores_max": float(np.abs(scores - wanted_scores).max()),
         }
-        _check(out.name, parity)
-        _write(
-            folder,
-            Manifest(
-                schema=SCHEMA,
-                kind="person-detector",
-                name=out.name,
-                target="onnxruntime",
-                precision="fp32",
-                input_size=input_size,
-                input_format="uint8 BGR (B, H, W, 3), letterboxed at the top left, the rest 114",
-                files={DETECTOR_FILE: sha256(folder / DETECTOR_FILE)},
-                versions=_versions(),
-                parity=parity,
-                score_threshold=round(score_threshold, 4),
-            ),
+        for figure, limit in (("boxes_max_px", DETECTOR_LIMIT_PX), ("scores_max", DETECTOR_LIMIT)):
+            if not parity[figure] <= limit:
+                raise ModelError(f"{out.name} does not compute what torch does: {figure} is {parity[figure]:.3g}")
+        manifest = Manifest(
+            schema=SCHEMA,
+            kind="person-detector",
+            name=out.name,
+            target="onnxruntime",
+            precision="fp32",
+            input_size=input_size,
+            input_format="uint8 BGR (B, H, W, 3), letterboxed at the top left, the rest 114",
+            files={DETECTOR_FILE: sha256(folder / DETECTOR_FILE)},
+            versions=versions_of(PACKAGES),
+            parity=parity,
+            score_threshold=round(score_threshold, 4),
         )
-    return msgspec.json.decode((out / FILE_NAME).read_bytes(), type=Manifest)
+        write_manifest(folder, manifest)
+    return manifest
 
 
-def demo_frames(count: int) -> list[NDArray[np.uint8]]:
-    """The first frames of the bundled clip, (H, W, 3) uint8 BGR."""
-    capture = cv2.VideoCapture(str(resources.files("streampose") / "demo" / "demo.mp4"))
-    frames = [np.asarray(capture.read()[1], np.uint8) for _ in range(count)]
-    capture.release()
-    return frames
-
-
-def demo_windows(
-    input_size: tuple[int, int], frames: int, windows: int = 8
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Windows of the bundled clip, over places where people walk, half of them with crops that move.
+def gate_windows(
+    input_size: tuple[int, int], offsets: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Windows of the people that the bundled detector finds in the bundled clip.
 
     Returns:
-        crops (P, T, H, W, 3) uint8 BGR, and their affines (P, T, 2, 3) from frame to crop pixels.
+        frames (P, T) indices, key frame first, and affines (P, T, 2, 3) from frame to crop pixels; every second
+        person's crops move.
     """
-    pictures = demo_frames(frames)
-    height, width = pictures[0].shape[:2]
     rng = np.random.default_rng(0)
-    crops, affines = [], []
-    for index in range(windows):
-        middle = np.array([width * (index + 1) / (windows + 1), height * 0.55])
-        half = np.array([0.08 * width, 0.3 * height])
-        box = np.concatenate([middle - half, middle + half]).astype(np.float32)
-        drift = rng.normal(0, 0.01 * height, (frames, 2)) * (index % 2)
-        row = [crop_affine(box + np.tile(step, 2).astype(np.float32), input_size) for step in drift]
-        affines.append(row)
-        crops.append([cut(picture, affine, input_size) for picture, affine in zip(pictures, row, strict=True)])
-    return np.asarray(crops, np.uint8), np.asarray(affines, np.float32)
-
-
-def _pose_parity(
-    network: FamiPose, engine: OnnxRuntimeEngine, crops: NDArray[np.uint8], affines: NDArray[np.float32]
-) -> dict[str, float]:
-    """Differences to torch: features as a share of their spread, keypoints in pixels where torch is sure of them."""
-    windows, frames = crops.shape[:2]
-    flat = crops.reshape(-1, *crops.shape[2:])
-    transforms = between_crops(affines[:, :1], affines)
-    wanted_features = CropEncoder(network)(torch.from_numpy(flat)).numpy()
-    features = engine.encode(flat)
-    shape = (windows, frames, *features.shape[1:])
-    wanted = KeypointFuser(network)(
-        torch.from_numpy(wanted_features.reshape(shape)), torch.from_numpy(transforms)
-    ).numpy()
-    found = engine.fuse(features.reshape(shape), transforms)
-    sure = wanted[..., 2] >= np.quantile(wanted[..., 2], 0.5)
-    distance = np.linalg.norm(found[..., :2] - wanted[..., :2], axis=-1)
-    return {
-        "features_max_share": float(np.abs(features - wanted_features).max() / wanted_features.std()),
-        "keypoints_max_px": float(distance[sure].max()),
-        "scores_max": float(np.abs(found[..., 2] - wanted[..., 2])[sure].max()),
-    }
-
-
-def _check(name: str, parity: dict[str, float]) -> None:
-    for figure, value in parity.items():
-        limit = PIXEL_TOLERANCE if figure.endswith("_px") else TOLERANCE
-        if not value <= limit:
-            raise ModelError(
-                f"{name}: ONNX Runtime differs from torch: {figure} is {value:.3g}, at most {limit} is allowed"
-            )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("streampose", "torch", "onnx", "onnxscript", "onnxruntime")
-    return {package: metadata.version(package) for package in packages}
-
-
-def _write(folder: Path, manifest: Manifest) -> None:
-    (folder / FILE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-
-
-@contextmanager
-def _bundle(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` if nothing went wrong."""
-    if out.exists():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(out)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    pictures = demo_frames(1 + KEY_FRAMES[-1])
+    detector = PersonDetector()
+    frames, affines = [], []
+    for key in KEY_FRAMES:
+        indices = [key, *(max(key + offset, 0) for offset in offsets)]
+        for box in detector.detect(pictures[key])[0]:
+            drift = rng.normal(0, DRIFT * float((box[2:] - box[:2]).max()), (len(indices), 2)) * (len(frames) % 2)
+            steps = np.tile(drift, 2).astype(np.float32)
+            affines.append([crop_affine(box + step, input_size) for step in steps])
+            frames.append(indices)
+    return np.array(frames, np.int64), np.array(affines, np.float32)

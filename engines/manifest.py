@@ -14,7 +14,9 @@ from streampose.errors import ModelError
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 GRAPHS = {"pose": ("encoder.onnx", "fuser.onnx"), "person-detector": ("detector.onnx",)}
-"""The graphs that each kind of bundle consists of."""
+"""The graphs that each kind of bundle consists of, for ONNX Runtime; other targets have `graph_files`."""
+TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +36,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         skeleton: name of the joint set (pose).
         offsets: supporting frames relative to the key frame (pose).
         score_threshold: lowest score that counts (detector).
+        gpu_architecture: "sm_90", say: the only one that the files run on; empty where they run on a CPU.
+        max_batch: most people or windows of one run; 0 where there is no such limit.
+        compiled_from: sha256 of the ONNX files that the files were compiled from.
     """
 
     schema: int
@@ -49,10 +54,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skeleton: str = "coco17"
     offsets: tuple[int, ...] = ()
     score_threshold: float = 0.0
+    gpu_architecture: str = ""
+    max_batch: int = 0
+    compiled_from: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts contradict each other."""
-        missing = [name for name in GRAPHS[self.kind] if name not in self.files]
+        missing = [name for name in graph_files(self.kind, self.target) if name not in self.files]
         if missing:
             raise ValueError(f"a {self.kind} bundle lists {' and '.join(missing)} under files")
         if min(self.input_size) < 32 or any(side % 32 for side in self.input_size):
@@ -61,6 +69,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"offsets are {self.offsets}, expected supporting frames other than the key frame")
         if not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold is {self.score_threshold}, expected 0..1")
+
+
+def graph_files(kind: str, target: str) -> tuple[str, ...]:
+    """Names of the graphs that a bundle of this kind and target consists of."""
+    suffix = {"onnxruntime": "onnx", "torch-tensorrt": "ep"}.get(target, "engine")
+    return tuple(str(Path(name).with_suffix(f".{suffix}")) for name in GRAPHS[kind])
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into a folder."""
+    (folder / FILE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
 def locate_bundle(name: str | Path) -> Path:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from streampose.engines.crops import Crops, cut_all
 from streampose.engines.manifest import GRAPHS, Manifest
 from streampose.errors import ModelError
 
-STRIDE = 4
+if TYPE_CHECKING:
+    from streampose.engines import Feature
+
 CHUNK = 4
 """People a run: on a CPU, eight at once cost half as much again a person, since their maps no longer fit its cache."""
 ENCODER, FUSER = GRAPHS["pose"]
-NAMES = [["crops", "features"], ["features", "transforms", "keypoints"]]
+NAMES = [["crops", "features"], ["features", "transforms", "keypoints", "heatmaps"]]
 
 
 def open_session(file: Path, threads: int) -> ort.InferenceSession:
@@ -52,28 +57,42 @@ class OnnxRuntimeEngine:
         expected = (1 + len(manifest.offsets), *self._encoder.get_outputs()[0].shape[1:])
         if windows != expected:
             raise ModelError(f"{folder}: {FUSER} takes windows of {windows}, {ENCODER} and the offsets make {expected}")
-        self._channels = int(self._encoder.get_outputs()[0].shape[1])
-        self._joints = int(self._fuser.get_outputs()[0].shape[1])
+        self._shapes = {node.name: tuple(node.shape[1:]) for node in self._fuser.get_outputs()}
 
-    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        height, width = self.manifest.input_size
-        if crops.dtype != np.uint8 or crops.shape[1:] != (height, width, 3):
-            raise ValueError(f"crops are uint8 (P, {height}, {width}, 3), not {crops.dtype} {crops.shape}")
-        if not len(crops):
-            return np.zeros((0, self._channels, height // STRIDE, width // STRIDE), np.float32)
-        parts = [self._encoder.run(["features"], {"crops": crops[part]})[0] for part in _chunks(len(crops))]
-        return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), np.float32)
+    def encode(self, crops: Sequence[Crops]) -> list[Feature]:
+        pixels = cut_all(crops, self.manifest.input_size)
+        features: list[Feature] = []
+        for part in _chunks(len(pixels)):
+            features.extend(self._run(self._encoder, "features", {"crops": pixels[part]}))
+        return features
 
-    def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        if transforms.shape != (*features.shape[:2], 2, 3):
-            raise ValueError(f"transforms are {(*features.shape[:2], 2, 3)}, not {transforms.shape}")
-        if not len(features):
-            return np.zeros((0, self._joints, 3), np.float32)
-        parts = [
-            self._fuser.run(["keypoints"], {"features": features[part], "transforms": transforms[part]})[0]
-            for part in _chunks(len(features))
-        ]
+    def fuse(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._fuse("keypoints", windows, transforms)
+
+    def heatmaps(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._fuse("heatmaps", windows, transforms)
+
+    def read(self, feature: Feature) -> NDArray[np.float32]:
+        assert isinstance(feature, np.ndarray)
+        return feature
+
+    def _fuse(
+        self, output: str, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        expected = (len(windows), 1 + len(self.manifest.offsets), 2, 3)
+        if transforms.shape != expected or any(len(window) != expected[1] for window in windows):
+            raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
+        parts = [np.zeros((0, *self._shapes[output]), np.float32)]
+        for part in _chunks(len(windows)):
+            features = np.stack([np.stack([self.read(feature) for feature in window]) for window in windows[part]])
+            parts.append(self._run(self._fuser, output, {"features": features, "transforms": transforms[part]}))
         return np.concatenate(parts)
+
+    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(session.run([output], feed)[0], np.float32)
+        except Exception as error:  # ONNX Runtime has a class of its own for every kind of failure
+            raise ModelError(f"{self.manifest.name}: ONNX Runtime failed: {error}") from error
 
 
 def _chunks(count: int) -> list[slice]:

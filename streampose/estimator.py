@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streampose.engines import Engine
+from streampose.engines import Crops, Engine
 from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
-from streampose.geometry import between_crops, crop_affine, cut, invert, transform
+from streampose.geometry import between_crops, crop_affine, invert, transform
 from streampose.metrics import Metrics
 from streampose.skeleton import SKELETONS
 from streampose.types import Frame
@@ -108,15 +108,13 @@ class Estimator:
 
     def _encode(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> None:
         """Push the features of everyone's crop into their windows."""
+        size = self._engine.manifest.input_size
         people = [(frame, track) for frame, tracks in batch for track in tracks]
         if not people:
             return
-        size = self._engine.manifest.input_size
-        with self._metrics.time("crop"):
-            affines = [crop_affine(track.crop_box, size) for _, track in people]
-            crops = np.stack(
-                [cut(frame.image, affine, size) for (frame, _), affine in zip(people, affines, strict=True)]
-            )
+        affines = [crop_affine(track.crop_box, size) for _, track in people]
+        rest = iter(affines)
+        crops = [Crops(frame.image, np.stack([next(rest) for _ in tracks])) for frame, tracks in batch if tracks]
         with self._metrics.time("encode"):
             features = self._engine.encode(crops)
         for (frame, track), feature, affine in zip(people, features, affines, strict=True):
@@ -135,12 +133,11 @@ class Estimator:
         if people:
             with self._metrics.time("fuse"):
                 rings = [self._windows[frame.source_id, frame.epoch, track.key].ring for frame, track in people]
-                spread = (len(people), 1 + len(self._offsets))
-                features = np.empty((*spread, *rings[0].shape), np.float32)
-                affines = np.empty((*spread, 2, 3), np.float32)
-                for place, (ring, (frame, _)) in enumerate(zip(rings, people, strict=True)):
-                    ring.window(frame.index, features[place], affines[place])
-                keypoints = self._engine.fuse(features, between_crops(affines[:, :1], affines))
+                windows = [ring.window(frame.index) for ring, (frame, _) in zip(rings, people, strict=True)]
+                affines = np.stack([affines for _, affines, _ in windows])
+                keypoints = self._engine.fuse(
+                    [features for features, _, _ in windows], between_crops(affines[:, :1], affines)
+                )
             self._check(keypoints, len(people))
             found = iter([_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)])
         return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]

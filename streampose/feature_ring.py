@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from streampose.engines import Feature
+
 
 class FeatureRing:
     """The newest encoded crops of one track, each with its crop's affine and its frame's index."""
@@ -25,62 +27,51 @@ class FeatureRing:
         self._offsets = tuple(offsets)
         self.capacity = 1 + max(0, *offsets, 0) - min(0, *offsets, 0)
         self._affines = np.zeros((self.capacity, 2, 3), np.float32)
-        self._features: NDArray[np.float32] | None = None
+        self._features: list[Feature] = [None] * self.capacity
         self._indices = [-1] * self.capacity
         self._pushed = 0
 
     def __len__(self) -> int:
         return min(self._pushed, self.capacity)
 
-    def push(self, features: NDArray[np.float32], affine: NDArray[np.float32], index: int) -> None:
+    def push(self, feature: Feature, affine: NDArray[np.float32], index: int) -> None:
         """Add the newest crop over the oldest one.
 
         Args:
-            features: (C, h, w) of the crop.
+            feature: what the engine made of the crop.
             affine: (2, 3), frame pixels to crop pixels.
             index: of the frame.
         """
-        if self._features is None:
-            self._features = np.zeros((self.capacity, *features.shape), np.float32)
         slot = self._pushed % self.capacity
-        self._features[slot] = features
+        self._features[slot] = feature
         self._affines[slot] = affine
         self._indices[slot] = index
         self._pushed += 1
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, h, w) of the features pushed; empty before the first."""
-        return () if self._features is None else self._features.shape[1:]
-
     def clear(self) -> None:
         """Forget all crops."""
         self._pushed = 0
+        self._features = [None] * self.capacity
 
-    def window(self, index: int, features: NDArray[np.float32], affines: NDArray[np.float32]) -> tuple[int, ...]:
-        """Fill in what the fuser needs for a frame as the key frame: the key first, then in the order of the offsets.
+    def window(self, index: int) -> tuple[list[Feature], NDArray[np.float32], list[int]]:
+        """What the fuser needs for a frame as the key frame: the key first, then in the order of the offsets.
 
         A supporting frame that does not exist is replaced by the nearest there is: the oldest, or the newest.
 
         Args:
             index: of the key frame, one of the last `capacity` pushed.
-            features: (T, C, h, w), written.
-            affines: (T, 2, 3), written.
 
         Returns:
-            The T frame indices.
+            T features, their affines (T, 2, 3), and the indices of their frames.
 
         Raises:
             LookupError: that frame is not in the ring.
         """
         ages = [age for age in range(len(self)) if self._indices[self._slot(age)] == index]
-        if self._features is None or not ages:
+        if not ages:
             raise LookupError(f"frame {index} is not in the feature ring")
         slots = [self._slot(ages[0] - offset) for offset in (0, *self._offsets)]
-        for place, slot in enumerate(slots):
-            features[place] = self._features[slot]
-            affines[place] = self._affines[slot]
-        return tuple(self._indices[slot] for slot in slots)
+        return [self._features[slot] for slot in slots], self._affines[slots], [self._indices[slot] for slot in slots]
 
     def _slot(self, age: int) -> int:
         age = min(max(age, 0), len(self) - 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-STAGES = ("decode", "queue", "detect", "crop", "encode", "fuse", "total")
+STAGES = ("decode", "queue", "detect", "encode", "fuse", "total")
 """decode: stream to BGR; queue: waiting in the ring; detect: a detector run; crop, encode, fuse: all people of a round;
 total: from capture to result."""
 _KEPT = 4096

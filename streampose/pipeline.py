@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from streampose.engines import Engine, load_engine
+from streampose.engines import Engine
+from streampose.engines.store import choose_engine
 from streampose.errors import UsageError
 from streampose.estimator import Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
@@ -262,7 +263,7 @@ def open_pipeline(
     """
     opened = open_sources(sources, pace)
     try:
-        engine = load_engine(model)
+        engine = choose_engine(model)
         finder = None if detector == "none" else PersonDetector(detector)
         return Pipeline(opened, engine, finder, settings, stop)
     except BaseException:

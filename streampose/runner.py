@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from streampose.engines import load_engine
-from streampose.errors import ModelError, OutputError, UsageError
+from streampose.engines.store import BACKENDS, choose_engine
+from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
 from streampose.people import PersonDetector
 from streampose.pipeline import Pipeline, Result, Settings
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LATER_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch-tensorrt")
 _TICK_S = 0.5
 _FALLBACK_FPS = 30.0
 _STATES: dict[Status, State] = {
@@ -60,10 +59,8 @@ class RunOptions:
     render: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.backend in LATER_BACKENDS:
-            raise ModelError(f"backend {self.backend} is not available in this version; use --backend onnxruntime")
-        if self.backend not in ("auto", "onnxruntime"):
-            raise UsageError(f"backend is auto or onnxruntime, not {self.backend!r}")
+        if self.backend not in BACKENDS:
+            raise UsageError(f"backend is one of {', '.join(BACKENDS)}, not {self.backend!r}")
         if self.pace not in PACES:
             raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
@@ -121,7 +118,7 @@ def run_pipeline(
         sources = open_sources(options.sources, options.pace)
         for source in sources:
             stack.callback(source.close)
-        engine = load_engine(options.model)
+        engine = choose_engine(options.model, options.backend)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
         outputs: list[Callable[[Result], None]] = []
         publisher = None

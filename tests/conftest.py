@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -13,12 +14,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from streampose.engines import Crops, Feature
+from streampose.engines.crops import cut_all
+
 try:
     import torch
 except ImportError:
     pass  # the tests that need it skip themselves
 else:
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _no_engines_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that somebody built here before must not be what tests run."""
+    monkeypatch.setenv("STREAMPOSE_ENGINES", str(tmp_path_factory.getbasetemp() / "no-engines"))
+
 
 MakeVideo = Callable[..., Path]
 MakeImages = Callable[..., Path]
@@ -95,13 +106,17 @@ class StubEngine:
     encoded: list[int] = field(default_factory=list)
     fused: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
 
-    def encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        self.encoded.append(len(crops))
-        return crops[:, 2::4, 2::4].transpose(0, 3, 1, 2).astype(np.float32)
+    def encode(self, crops: Sequence[Crops]) -> list[Feature]:
+        pixels = cut_all(crops, self.manifest.input_size)
+        self.encoded.append(len(pixels))
+        return list(pixels[:, 2::4, 2::4].transpose(0, 3, 1, 2).astype(np.float32))
 
-    def fuse(self, features: NDArray[np.float32], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.fused.append((features, transforms))
-        return np.stack([self._pose(window[0, 0]) for window in features])
+    def fuse(self, windows: Sequence[Sequence[Any]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.fused.append((np.array(windows, np.float32), transforms))
+        return np.stack([self._pose(window[0][0]) for window in windows])
+
+    def read(self, feature: Feature) -> NDArray[np.float32]:
+        return np.asarray(feature, np.float32)
 
     def _pose(self, grey: NDArray[np.float32]) -> NDArray[np.float32]:
         pose = np.zeros((17, 3), np.float32)

@@ -107,7 +107,11 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
         (["run", "--source", "demo", "--max-frames", "0"], 2, "--max-frames"),
         (["run", "--source", "demo", "--pace", "slow", "--no-publish"], 2, "pace"),
         (["run", "--source", "demo", "--backend", "opencl"], 2, "opencl"),
-        (["run", "--source", "demo", "--backend", "tensorrt"], 4, "tensorrt is not available in this version"),
+        (
+            ["run", "--source", "demo", "--backend", "tensorrt"],
+            4,
+            "streampose build-engine --model lite --target tensorrt",
+        ),
         (["run", "--source", "demo", "--publish", "tcp://0.0.0.0:5555"], 2, "this machine only"),
         (["run", "--source", "demo", "--publish", "tcp://me:secret@1.2.3.4:5555"], 2, "tcp://***@1.2.3.4:5555"),
         (["listen", "--mode", "newest"], 2, "latest or lossless"),
@@ -219,6 +223,7 @@ def test_run_and_listen_meet(call, publisher):
         f"error: {publisher.endpoint} is in use; publish elsewhere with --pub"
     )
     with start("run", "--source", "demo", "--pace", "live", "--publish", "tcp://127.0.0.1:*") as process:
+        assert "lite runs on onnxruntime in fp32, from " in process.stderr.readline()
         line = process.stderr.readline()
         assert "publishing at tcp://127.0.0.1:" in line
         heard = call("listen", "--connect", line.split()[-1], "--count", 3, "--json")
@@ -273,7 +278,9 @@ def test_models_are_listed_shown_and_verified(call, tmp_path):
     assert json.loads(call("models", "show", "person", "--json").stdout)["kind"] == "person-detector"
     verified = call("models", "verify")
     assert verified.returncode == 0
-    assert verified.stdout.splitlines()[0] == "lite: encoder.onnx, fuser.onnx as built"
+    lite = verified.stdout.splitlines()[0]
+    assert lite.startswith("lite: encoder.onnx, fuser.onnx, reference.npz as built; 99 of 100 joints within ")
+    assert "px of torch's" in lite
 
 
 @needs_models

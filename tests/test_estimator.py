@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -42,10 +43,9 @@ def push(ring: FeatureRing, *indices: int) -> None:
         ring.push(np.full((2, 3, 3), index, np.float32), np.full((2, 3), index, np.float32), index)
 
 
-def window(ring: FeatureRing, index: int, count: int = 5) -> tuple[NDArray[np.float32], NDArray[np.float32], list[int]]:
-    features, affines = np.empty((count, 2, 3, 3), np.float32), np.empty((count, 2, 3), np.float32)
-    indices = ring.window(index, features, affines)
-    return features, affines, list(indices)
+def window(ring: FeatureRing, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[int]]:
+    features, affines, indices = ring.window(index)
+    return np.array(features), affines, indices
 
 
 def test_a_ring_gives_the_key_first_then_the_offsets() -> None:
@@ -76,12 +76,14 @@ def test_a_ring_with_later_supports_has_its_key_in_the_middle() -> None:
 def test_a_ring_refuses_what_it_does_not_hold() -> None:
     ring = FeatureRing((-1,))
     with pytest.raises(LookupError):
-        window(ring, 0, count=2)
+        window(ring, 0)
     push(ring, 1, 2, 3)
     with pytest.raises(LookupError, match="frame 1 "):
-        window(ring, 1, count=2)
+        window(ring, 1)
+    feature = weakref.ref(ring.window(3)[0][0])
     ring.clear()
     assert len(ring) == 0
+    assert feature() is None, "a cleared ring keeps features on the device"
     with pytest.raises(ValueError, match="offset 0"):
         FeatureRing((-1, 0))
 
@@ -193,7 +195,7 @@ def test_an_engine_that_answers_nonsense_is_a_model_error(engine) -> None:
         (np.zeros((1, 16, 3), np.float32), r"\(1, 16, 3\) instead of \(1, 17, 3\)"),
         (np.full((1, 17, 3), np.nan, np.float32), "not numbers"),
     ):
-        engine.fuse = lambda features, transforms, answer=answer: answer  # noqa: ARG005
+        engine.fuse = lambda windows, transforms, answer=answer: answer  # noqa: ARG005
         with pytest.raises(ModelError, match=message):
             Estimator(engine).estimate([(frame(0), [track()])])
 

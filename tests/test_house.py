@@ -24,7 +24,9 @@ FOLDERS = {
     "streampose.train": ROOT / "train",
 }
 FOUNDATION = {f"streampose.{name}" for name in ("types", "errors", "skeleton", "geometry", "heatmaps")}
-ENGINES = {"streampose.engines", "streampose.engines.manifest", "streampose.engines.onnxruntime"}
+ENGINES = {"streampose.engines"} | {
+    f"streampose.engines.{name}" for name in ("crops", "cuda", "manifest", "onnxruntime", "parity", "store", "tensorrt")
+}
 ALLOWED = {  # an area -> the areas it may import, at the top of a module or inside a function
     "foundation": {"foundation"},
     "plugins": {"foundation", "plugins"},

@@ -196,7 +196,7 @@ def test_unknown_names_are_refused(arguments: dict[str, Any], message: str) -> N
 @pytest.mark.slow
 def test_a_compiled_hrnet_equals_torch(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs the [train] extra")
-    from streampose.engines import load_engine
+    from streampose.engines import load_engine, whole_pictures
     from streampose.engines.build import build_bundle
 
     network = randomised(skeleton="posetrack")
@@ -207,5 +207,5 @@ def test_a_compiled_hrnet_equals_torch(tmp_path: Path) -> None:
     with torch.inference_mode():
         features = network.encode(normalise(torch.from_numpy(crops)))
         wanted = network.decode(network.fuse(features[None], still(3, 1)))[0].numpy()
-    found = engine.fuse(engine.encode(crops)[None], still(3, 1).numpy())[0]
+    found = engine.fuse([engine.encode(whole_pictures(crops))], still(3, 1).numpy())[0]
     assert np.median(np.abs(found - wanted)) < 0.01

@@ -178,7 +178,7 @@ def test_the_summary_counts_and_times_every_stage(make_video, engine, detector) 
     list(pipeline)
     summary = pipeline.summary()
     assert (summary.frames, summary.poses, summary.dropped) == (12, 12, 0)
-    assert list(summary.stages) == ["decode", "queue", "detect", "crop", "encode", "fuse", "total"]
+    assert list(summary.stages) == ["decode", "queue", "detect", "encode", "fuse", "total"]
     for stage in summary.stages.values():
         assert 0 < stage.median_ms <= stage.p95_ms
     assert summary.stages["total"].count == summary.stages["decode"].count == 12

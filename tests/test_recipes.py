@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +119,55 @@ def test_a_stage_begins_with_given_weights(posetrack: Path, tmp_path: Path) -> N
         trained(tmp_path, posetrack, "other", [*frozen, '*.backbone="hrnet-w32"'])
     with pytest.raises(ModelError, match="is missing"):
         trained(tmp_path, posetrack, "none", ['encoder.weights="nowhere.pt"'])
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    """The same at the command line, with a process of its own that makes the samples."""
+    options = [word for setting in (*SMALL, "*.loop.workers=1") for word in ("--set", setting)]
+    return [
+        sys.executable, "-m", "streampose", "train", "posetrack18_fami_w48", "--data", str(data), "--out", str(out),
+        *options, *more,
+    ]  # fmt: skip
+
+
+def test_workers_make_samples_for_one_stage_after_the_other(posetrack: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(posetrack, tmp_path / "out"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out/fuser/checkpoint.pt'}\n"
+
+
+def test_a_signal_to_the_whole_process_group_stops_after_a_checkpoint(posetrack: Path, tmp_path: Path) -> None:
+    out, moment = tmp_path / "out", threading.Event()
+    long = ("--set", "*.loop.epochs=5000", "--set", "*.loop.validate_every=0", "--set", "*.loop.milestones=[9]")
+    with (tmp_path / "log.txt").open("w+") as log:
+        process = subprocess.Popen(command(posetrack, out, *long), stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while not (out / "encoder/log.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+            moment.wait(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        code = process.wait(60)
+        log.seek(0)
+        said = log.read()
+    assert code == 0, said
+    assert "stopped at step" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert torch.load(out / "encoder/checkpoint.pt", weights_only=True)["step"] > 0
+
+
+def test_a_broken_picture_is_one_error_though_a_worker_meets_it(posetrack: Path, tmp_path: Path) -> None:
+    for picture in posetrack.glob("images/train/*/*.jpg"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    with pytest.raises(UsageError, match=r"00000\d\.jpg") as caught:
+        trained(tmp_path, posetrack, more=["*.loop.workers=1"])
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_are_not_there_leave_nothing_behind(posetrack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        trained(tmp_path, tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+    trained(tmp_path, posetrack)
 
 
 def test_a_run_is_continued_and_never_overwritten(posetrack: Path, tmp_path: Path) -> None:

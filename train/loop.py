@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -313,7 +314,8 @@ def _to(batch: Batch | StreamposeError, device: torch.device) -> Batch:
 
 def _bar(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not shown)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 @torch.no_grad()
@@ -326,9 +328,9 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _settle_worker(_worker: int) -> None:
-    """Leave Ctrl-C, and a SIGTERM to the whole process group, to the parent: it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leave the parent's process group: a Ctrl-C or SIGTERM to all of it is for the parent, which ends its workers."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _StopFlag:

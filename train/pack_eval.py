@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streampose.engines import Engine, load_engine
+from streampose.engines import Engine, load_engine, whole_pictures
 from streampose.model import load
 from streampose.people import PersonDetector
 from streampose.train.pack import read_stills
@@ -75,8 +75,8 @@ def engine_pck(engine: Engine, subjects: Sequence[Subject], corrupt_key: float, 
     right = total = 0
     for index, subject in enumerate(subjects):
         window = make_window(subject, settings, np.random.default_rng((7, index)))
-        features = engine.encode(window["crops"])
-        points = engine.fuse(features[None], window["transforms"][None])[0]
+        features = engine.encode(whole_pictures(window["crops"]))
+        points = engine.fuse([features], window["transforms"][None])[0]
         near = np.linalg.norm(points[:, :2] - window["points"], axis=1) <= share * window["side"]
         right += int((near & window["human"]).sum())
         total += int(window["human"].sum())

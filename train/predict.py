@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streampose.engines import Engine, load_engine
+from streampose.engines import Engine, load_engine, whole_pictures
 from streampose.errors import ModelError, UsageError
 from streampose.geometry import crop_affine, cut, invert, transform
 from streampose.model import FamiPose, load, normalise
@@ -145,12 +145,12 @@ class BundleModel:
 
     def estimate(self, crops: Image) -> Array:
         batch, frames = crops.shape[:2]
-        features = self._engine.encode(np.ascontiguousarray(crops).reshape(batch * frames, *crops.shape[2:]))
-        windows = features.reshape(batch, frames, *features.shape[1:])
+        features = self._engine.encode(whole_pictures(crops.reshape(batch * frames, *crops.shape[2:])))
+        windows = [features[start : start + frames] for start in range(0, batch * frames, frames)]
         if frames == 1:
-            windows = np.repeat(windows, 1 + len(self.offsets), axis=1)
-        same = np.tile(np.eye(2, 3, dtype=np.float32), (*windows.shape[:2], 1, 1))
-        return self._engine.fuse(windows, same).copy()
+            windows = [window * (1 + len(self.offsets)) for window in windows]
+        same = np.tile(np.eye(2, 3, dtype=np.float32), (batch, 1 + len(self.offsets), 1, 1))
+        return self._engine.fuse(windows, same)
 
 
 def open_model(model: str, flip: bool = False, size: tuple[int, int] | None = None) -> PoseModel:

@@ -22,7 +22,12 @@ def run(
     model: Annotated[
         str, typer.Option(metavar="NAME|BUNDLE", help="Name of a bundled model, or the folder of an engine bundle.")
     ] = "lite",
-    backend: Annotated[str, typer.Option(metavar="NAME", help="auto or onnxruntime.")] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|onnxruntime|tensorrt|tensorrt-rtx", help="What runs the model; auto: the fastest built here."
+        ),
+    ] = "auto",
     detector: Annotated[
         str, typer.Option(metavar="NAME|ONNX|none", help="Name, an ONNX file, or none: one person who fills the frame.")
     ] = "person",

@@ -159,17 +159,36 @@ def import_weights(
 @app.command("build-engine")
 def build_engine(
     context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|BUNDLE", help="Compile a bundled model, or a bundle for onnxruntime in fp32."),
+    ] = None,
     checkpoint: Annotated[
-        Path, typer.Option(metavar="FILE", help="What train wrote: checkpoint.pt of the last stage.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="The folder to write; its name becomes the model's.")],
-    target: Annotated[str, typer.Option(metavar="NAME", help="onnxruntime.")] = "onnxruntime",
+        Path | None, typer.Option(metavar="FILE", help="Or what train wrote: checkpoint.pt of the last stage.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="onnxruntime|tensorrt|tensorrt-rtx|torch-tensorrt", help="What is to run it.")
+    ] = "onnxruntime",
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="fp32|fp16|int8", help="By default fp32 for onnxruntime (which has int8), else fp16."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(metavar="N", min=1, help="Most people of one run on a GPU.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Folder to write; by default where `run --backend auto` looks for it."),
+    ] = None,
     score_threshold: Annotated[float, typer.Option(help="Of a detector: lowest score that counts, 0 to 1.")] = 0.4,
 ) -> None:
-    """Compile a trained network, checked against torch. Needs the extra [train]."""
+    """Compile a network for a target; nothing is written unless it computes what torch does.
+
+    A checkpoint needs the extra [train] and --out, whose name becomes the model's.
+    """
     from streampose.console import manifest_line, set_up_logging
 
     set_up_logging(context.obj)
     with extra("train", _TRAIN_PACKAGES):
-        from streampose.engines.build import build_from_checkpoint
-    typer.echo(manifest_line(build_from_checkpoint(checkpoint, out, target, score_threshold)))
+        from streampose.engines.compile import build_engine as build
+
+        manifest, folder = build(model, checkpoint, target, precision, max_batch, out, score_threshold)
+    typer.echo(f"{manifest_line(manifest)}\n{folder}")

@@ -117,12 +117,13 @@ def sampling_offsets(local: Tensor, affines: Tensor) -> Tensor:
     reach = KERNEL // 2
     taps = torch.arange(TAPS, device=local.device)
     tap_y, tap_x = (taps // KERNEL - reach).view(-1, 1, 1), (taps % KERNEL - reach).view(-1, 1, 1)
-    at_y, at_x = local[:, :, :, 0] + tap_y, local[:, :, :, 1] + tap_x
-    excess = affines - torch.eye(2, 3, dtype=affines.dtype, device=affines.device)
-    a, b, c, d, e, f = (excess[:, row, column].view(-1, 1, 1, 1, 1) for row in (0, 1) for column in (0, 1, 2))
-    dx = local[:, :, :, 1] + a * (x + at_x) + b * (y + at_y) + c
-    dy = local[:, :, :, 0] + d * (x + at_x) + e * (y + at_y) + f
-    return torch.stack([dy, dx], dim=3).flatten(1, 3)
+    at_y, at_x = (y + tap_y).flatten(1), (x + tap_x).flatten(1)
+    places = torch.stack([at_y, at_x, torch.ones_like(at_x)], dim=1)  # (K, 3, h*w)
+    turned = affines.flip(1)[:, :, [1, 0, 2]]  # y before x
+    identity = torch.eye(2, 3, dtype=affines.dtype, device=affines.device)
+    moved = (turned - identity)[:, None] @ places  # (N, K, 2, h*w)
+    offsets = turned[:, None, None, :, :2] @ local.flatten(4) + moved[:, None]
+    return offsets.unflatten(-1, (height, width)).flatten(1, 3)
 
 
 class Alignment(nn.Module):

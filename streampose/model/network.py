@@ -256,14 +256,16 @@ class CropEncoder(nn.Module):
 
 
 class KeypointFuser(nn.Module):
-    """What is exported as fuser: features (P, T, C, h, w) and transforms (P, T, 2, 3) -> keypoints (P, J, 3)."""
+    """What is exported as fuser: features (P, T, C, h, w) and transforms (P, T, 2, 3) -> keypoints (P, J, 3) and the
+    heatmaps (P, J, h, w) that they were decoded from."""
 
     def __init__(self, network: FamiPose) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, features: Tensor, transforms: Tensor) -> Tensor:
-        return self.network.decode(self.network.fuse(features, transforms))
+    def forward(self, features: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
+        heatmaps = self.network.fuse(features, transforms)
+        return self.network.decode(heatmaps), heatmaps
 
 
 def fami_pose(

@@ -1,0 +1,117 @@
+"""Which engine runs a model here: bundles that were built on this machine, and the bundled one.
+
+`build-engine` writes into the store unless it is told otherwise: the folder `$STREAMPOSE_ENGINES`, by default
+`~/.local/share/streampose/engines`, with one bundle a model, target and precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from pathlib import Path
+
+from streampose.engines import Engine, open_engine
+from streampose.engines.manifest import FILE_NAME, Manifest, bundled_names, locate_bundle, read_manifest
+from streampose.engines.parity import check, compare, read_reference
+from streampose.errors import ModelError, StreamposeError, UsageError
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+_RANK = ("tensorrt", "torch-tensorrt", "tensorrt-rtx", "onnxruntime")
+
+
+def store() -> Path:
+    """The folder of the engines that were built here."""
+    chosen = os.environ.get("STREAMPOSE_ENGINES")
+    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "streampose" / "engines"
+
+
+def stored_bundles(name: str) -> list[tuple[Path, Manifest]]:
+    """Bundles of a model in the store, the fastest kind first; damaged ones are named in a warning and left out."""
+    found = []
+    for path in sorted(store().glob(f"*/{FILE_NAME}")):
+        try:
+            manifest = read_manifest(path.parent)
+        except ModelError as error:
+            log.warning("left out: %s", error)
+            continue
+        if manifest.kind == "pose" and manifest.name == name:
+            found.append((path.parent, manifest))
+    return sorted(found, key=lambda bundle: (_RANK.index(bundle[1].target), bundle[1].precision != "int8"))
+
+
+def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine:
+    """The engine for a model.
+
+    Args:
+        model: name of a bundled model or of one in the store; or a bundle's folder, which is taken as it is.
+        backend: "auto" takes the first that opens of the model's bundles, see `stored_bundles`, then the bundled one.
+            Another one takes that target's only.
+        threads: see `load_engine`.
+
+    Raises:
+        UsageError: no such backend.
+        ModelError: there is no such model, none of its bundles is for that backend, or it cannot run here.
+        MissingExtraError: packages are missing that the chosen backend needs.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
+    bundles = stored_bundles(model)
+    if model in bundled_names() or not bundles:
+        folder = locate_bundle(model)
+        bundles.append((folder, read_manifest(folder)))
+    wanted = [bundle for bundle in bundles if backend in ("auto", bundle[1].target)]
+    if not wanted:
+        there = ", ".join(sorted({manifest.target for _, manifest in bundles}))
+        raise ModelError(
+            f"{model} is not built for {backend} on this machine, only for {there}; build it with: "
+            f"streampose build-engine --model {model} --target {backend}"
+        )
+    for place, (folder, manifest) in enumerate(wanted):
+        try:
+            engine = open_engine(folder, manifest, threads)
+        except StreamposeError as error:
+            if backend != "auto" or place + 1 == len(wanted):
+                raise
+            log.warning("%s cannot run here: %s", folder, error)
+            continue
+        log.info("%s runs on %s in %s, from %s", manifest.name, manifest.target, manifest.precision, folder)
+        if manifest.target == "onnxruntime" and backend == "auto" and has_nvidia_gpu():
+            log.warning(
+                "this machine has an NVIDIA GPU; a faster engine: "
+                "streampose build-engine --model %s --target tensorrt", model,
+            )  # fmt: skip
+        return engine
+    raise AssertionError("the last bundle opens or raises")
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the NVIDIA driver finds a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def verify(folder: Path, manifest: Manifest) -> str:
+    """Repeat the gate that a bundle passed when it was built, on this machine.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        ModelError: its files are damaged, it cannot run here, or it computes something else.
+    """
+    files = f"{', '.join(manifest.files)} as built"
+    if manifest.kind != "pose":
+        return files
+    parity = compare(open_engine(folder, manifest), read_reference(folder))
+    check(manifest.name, manifest.precision, parity)
+    return (
+        f"{files}; 99 of 100 joints within {parity['keypoints_p99_px']:.2g} px of torch's, "
+        f"heatmaps correlate to 1 - {max(parity['heatmaps_uncorrelated'], 0):.1g}"
+    )
