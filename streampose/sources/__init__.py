@@ -1,6 +1,6 @@
 """Where frames come from: `open_source("rtsp://..." | "webcam:0" | "file.mp4" | "frames/" | "lavfi:..." | "demo")`."""
 
-from streampose.sources.camera import Camera, read_cameras
+from streampose.sources.camera import Camera, make_camera, read_cameras
 from streampose.sources.opening import PACES, open_source, open_sources
 from streampose.sources.reader import DecodeFailedError, DisconnectedError, Picture, Reader
 from streampose.sources.source import Outcome, Source, Status
@@ -15,6 +15,7 @@ __all__ = [
     "Reader",
     "Source",
     "Status",
+    "make_camera",
     "open_source",
     "open_sources",
     "read_cameras",

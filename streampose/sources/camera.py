@@ -24,8 +24,8 @@ class Camera(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         fps: frames a second that are estimated at most; the others are dropped and counted.
         detect_every: the detector looks at one frame in so many; by default as for the run.
         lookahead: later frames to wait for, at most what the model looks ahead (its default): 0 answers at once.
-        regions: polygons, corners (x, y) in shares 0..1 of the picture's width and height; only people whose box's centre
-            lies in one of them are estimated. None: everybody.
+        regions: polygons, corners (x, y) in shares 0..1 of the picture's width and height; only people whose box has
+            its centre in one of them are estimated. None: everybody.
         transport: of RTSP.
         hwaccel: a hardware decoder: "cuda", "vaapi", ...
     """
@@ -85,6 +85,11 @@ def to_cameras(fields: dict[str, Any], where: str) -> tuple[Camera, ...]:
     """Check the tables of a cameras file; raises UsageError with `where` and the place in it."""
     try:
         return msgspec.convert(fields, _File).camera
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        raise UsageError(f"{where}: {cause if isinstance(cause, UsageError) else error}") from None
+    except (msgspec.ValidationError, UsageError) as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def make_camera(**fields: Any) -> Camera:
+    """A camera of values that still have to be checked; raises UsageError where one is not what it must be."""
+    (camera,) = to_cameras({"camera": [{name: value for name, value in fields.items() if value is not None}]}, "camera")
+    return camera

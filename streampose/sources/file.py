@@ -54,6 +54,11 @@ class FileReader:
             self._container.close()
             raise SourceError(f"{path}: a video without a single picture")
 
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the video's codec."""
+        return self._stream.codec_context.name
+
     def pictures(self) -> Iterator[Picture]:
         """See `Reader.pictures`. A file that stops before its declared end raises DecodeFailedError after its last
         picture."""

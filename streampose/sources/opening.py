@@ -51,10 +51,10 @@ def open_source(source: str | Camera, pace: str = "auto", source_id: str | None 
         device, default_id = found
         if pace == "fast":
             raise UsageError(f"{device.name}: a camera cannot be read at pace fast; use live or auto")
-        return Source(name or default_id, device.name, connect=device.connect, live=True, fps_cap=camera.fps)
+        return Source(name or default_id, device.name, connect=device.connect, live=True, camera=camera)
     reader, default_id = _open_reader(uri, camera.hwaccel)
     live = pace == "live" or (pace == "auto" and isinstance(reader, LavfiReader))
-    return Source(name or default_id, reader.name, reader=reader, live=live, fps_cap=camera.fps)
+    return Source(name or default_id, reader.name, reader=reader, live=live, camera=camera)
 
 
 def open_sources(sources: Sequence[str | Camera], pace: str = "auto", taken: Iterable[str] = ()) -> tuple[Source, ...]:
@@ -73,6 +73,15 @@ def open_sources(sources: Sequence[str | Camera], pace: str = "auto", taken: Ite
             opened.append(source)
         opening.pop_all()
     return tuple(opened)
+
+
+def connect(camera: Camera) -> Reader:
+    """Open what a camera's URI names itself, now, without a thread. Raises as `open_source`, and SourceError where a
+    camera cannot be connected to."""
+    check_hwaccel(camera.hwaccel)
+    uri = with_environment(camera.uri)
+    found = _find_camera(uri, camera)
+    return found[0].connect() if found else _open_reader(uri, camera.hwaccel)[0]
 
 
 def _find_camera(uri: str, camera: Camera) -> tuple[RtspCamera | Webcam, str] | None:

@@ -157,6 +157,11 @@ class RtspReader:
         self._believed: bool | None = None
 
     @property
+    def codec(self) -> str:
+        """FFmpeg's name of the video's codec."""
+        return self._stream.codec_context.name
+
+    @property
     def stall_s(self) -> float:
         """How long without a picture is a stall of this camera, seconds."""
         return self._pace.stall_s

@@ -13,6 +13,7 @@ from streampose.errors import SourceError
 from streampose.metrics import Metrics
 from streampose.ring import Drop, FrameRing
 from streampose.sources.backoff import Backoff
+from streampose.sources.camera import Camera
 from streampose.sources.pace import STALLED_S
 from streampose.sources.reader import DecodeFailedError, DisconnectedError, Picture, Reader
 from streampose.types import Frame
@@ -58,6 +59,7 @@ class Source:
     Attributes:
         id: its name in topics and results.
         name: what messages call it, without credentials.
+        camera: what was asked for.
         fps: nominal frames a second; of a camera 0 until it has been connected to.
         outcome, error: how it ended; of a camera `error` is why it is not connected now.
         crash: what ended the reading thread that should not have: an error of ours.
@@ -73,7 +75,7 @@ class Source:
         reader: Reader | None = None,
         connect: Callable[[], Reader] | None = None,
         live: bool,
-        fps_cap: float | None = None,
+        camera: Camera | None = None,
         capacity: int = CAPACITY,
     ) -> None:
         """Nothing is read before the source is entered.
@@ -83,11 +85,12 @@ class Source:
             reader: an opened stream that ends at its end; this or `connect`.
             connect: opens a camera, or raises SourceError.
             live: whether frames are dropped when inference is late.
-            fps_cap: frames a second above which frames are dropped.
+            camera: what was asked for; frames above its fps are dropped.
             capacity: of the ring.
         """
         self.id = source_id
         self.name = name
+        self.camera = camera
         self.fps = reader.fps if reader is not None else 0.0
         self.live = live
         self.ring = FrameRing(capacity)
@@ -99,7 +102,7 @@ class Source:
         self.epoch = 0
         self._reader = reader
         self._connect = connect
-        self._due = _Due(fps_cap)
+        self._due = _Due(camera.fps if camera is not None else None)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._online = False
@@ -111,7 +114,7 @@ class Source:
 
     @property
     def status(self) -> Status:
-        """What the source is doing now; a live one without a frame for a second (or four of its intervals) is stalled."""
+        """What the source is doing now; stalled is a live one without a frame for a second, or four intervals."""
         if self.outcome is not Outcome.OPEN:
             return Status.ENDED if self.failed is None else Status.OFFLINE
         if not self._online:
@@ -267,7 +270,7 @@ class Source:
                 captured_ns = time.monotonic_ns()
             began = time.perf_counter()
             image = picture.load()
-            self.metrics.observe("decode", picture.decode_s + time.perf_counter() - began)
+            self.metrics.observe("decode", picture.decode_s + time.perf_counter() - began, self.id)
             if section is None:
                 shift_s = self._come_online(reader, picture, image.shape)
             self._follow(image.shape, picture.section != section and section is not None)
