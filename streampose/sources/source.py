@@ -21,6 +21,8 @@ from streampose.types import Frame
 CAPACITY = 4
 STEADY_S = 5.0
 """A connection that held so long went well: after it, waiting begins at its shortest again."""
+RESTART_S = 1.0
+"""A camera whose presentation times leap back by so much counts anew."""
 JOIN_S = 1.0
 """How long a reader that blocks may take to end before its thread is left behind."""
 
@@ -108,7 +110,7 @@ class Source:
         self._online = False
         self._index = 0
         self._shape: tuple[int, ...] | None = None
-        self._pts_s = 0.0
+        self._pts_s = float("-inf")
         self._first_ns = 0
         self._last_ns = 0
 
@@ -260,8 +262,9 @@ class Source:
             if self._stop.is_set():
                 return False
             index, self._index = self._index, self._index + 1
-            if picture.drop is not None or not self._due(picture.pts_s):
-                self.ring.count(picture.drop or Drop.FPS)
+            drop = picture.drop or self._out_of_order(reader, picture.pts_s + shift_s, section is None)
+            if drop is not None or not self._due(picture.pts_s):
+                self.ring.count(drop or Drop.FPS)
                 continue
             captured_ns = picture.captured_ns or picture.arrived_ns
             if self.live and not reader.live:
@@ -302,6 +305,11 @@ class Source:
         if not reader.live:
             return 0.0
         return (picture.arrived_ns - self._first_ns) / 1e9 - picture.pts_s
+
+    def _out_of_order(self, reader: Reader, pts_s: float, first: bool) -> Drop | None:
+        """Whether a camera's picture is a part of the last one, or of before it; far before, its clock began anew."""
+        back_s = self._pts_s - pts_s
+        return Drop.DAMAGED if reader.live and not first and 0 <= back_s < RESTART_S else None
 
     def _follow(self, shape: tuple[int, ...], interrupted: bool) -> None:
         """Begin a new epoch where this picture does not continue the one before."""

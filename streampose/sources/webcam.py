@@ -130,10 +130,10 @@ class WebcamReader:
 class Webcam:
     """How to open one local camera, again and again, so that it may be unplugged."""
 
-    def __init__(self, options: WebcamOptions, open_capture: Open = cv2.VideoCapture) -> None:
+    def __init__(self, options: WebcamOptions, open_capture: Open | None = None) -> None:
         self.name = f"webcam:{options.device}"
         self._options = options
-        self._open = open_capture
+        self._open: Open = open_capture or cv2.VideoCapture
 
     def connect(self) -> WebcamReader:
         """Open the camera, now.
