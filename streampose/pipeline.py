@@ -29,9 +29,9 @@ from streampose.types import Frame, PoseFrame
 
 LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
-DRAIN_S = 1.0
+DRAIN_S = 0.8
 """How long the frames that wait are still estimated once the run is to end."""
-_LEAVE_S = 1.5
+_LEAVE_S = 1.4
 _WAKE_S = 0.1
 _REMEMBERED = 1000
 
@@ -292,7 +292,7 @@ class Pipeline:
         for source in self.sources:
             source.stop()
         for source in self.sources:
-            source.join(max(0.1, leave_s - time.monotonic()))
+            source.join(max(0.0, leave_s - time.monotonic()))
         with self._asking:
             self._ended_s = time.perf_counter()
             for source in self._coming:

@@ -208,7 +208,10 @@ class Gate:
         """No server behind: answer what `answer` says, or nothing, until the end."""
         while not self._stop.is_set():
             if select.select([client], [], [], 0.05)[0]:
-                data = client.recv(65536)
+                try:
+                    data = client.recv(65536)
+                except ConnectionResetError:
+                    return
                 if not data:
                     return
                 if self._answer and (reply := self._answer(data)) is not None:

@@ -13,7 +13,8 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer
 
 ENCODE = "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 ! rtph264pay name=pay0 pt=96"
-BALL = "videotestsrc is-live=true pattern=ball"
+BALL = "videotestsrc is-live=true pattern=ball ! capsfilter name=size"
+CAPS = "video/x-raw,width=320,height=240,framerate=30/1"
 
 
 def main() -> None:
@@ -24,9 +25,7 @@ def main() -> None:
     server.set_service(port)
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_shared(mode != "sizes")
-    factory.set_launch(
-        f"( {BALL} ! capsfilter name=size caps=video/x-raw,width=320,height=240,framerate=30/1 ! {ENCODE} )"
-    )
+    factory.set_launch(f"( {BALL} caps={CAPS} ! {ENCODE} )")
     if mode == "sizes":
         factory.connect("media-configure", lambda _, media: GLib.timeout_add(2000, shrink, media))
     if mode == "password":

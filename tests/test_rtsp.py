@@ -157,8 +157,7 @@ def test_a_short_freeze_keeps_the_connection_and_drops_what_it_held_back(server:
     assert {frame.epoch for frame in after} == {1}, "no window reaches over the stall"
     assert view.source.reconnects == 0
     assert view.source.ring.drops["stale"] > 1
-    ages_s = [(b.captured_ns - a.captured_ns) / 1e9 for a, b in zip(after, after[1:], strict=False)]
-    assert max(ages_s[5:]) < 0.5
+    assert np.diff([frame.captured_ns for frame in after[5:]]).max() < 0.5e9
 
 
 @pytest.mark.parametrize("fps", [5.0, 12.5])
@@ -191,8 +190,8 @@ def test_a_wrong_path_a_closed_port_and_an_unknown_host_are_one_line_each(server
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "does not speak RTSP|cannot be reached|closed|no answer"),
-        (os.urandom(4000), "does not speak RTSP|cannot be reached|closed|no answer"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "no answer in 5 s", marks=pytest.mark.slow),
+        pytest.param(os.urandom(4000), "no answer in 5 s", marks=pytest.mark.slow),
         (b"RTSP/1.0 503 Service Unavailable\r\nCSeq: 1\r\n\r\n", "answers with an error of its own"),
         (b"RTSP/1.0 403 Forbidden\r\nCSeq: 1\r\n\r\n", "forbids"),
     ],
@@ -200,15 +199,13 @@ def test_a_wrong_path_a_closed_port_and_an_unknown_host_are_one_line_each(server
 )
 def test_whatever_answers_is_one_line(answer: bytes, text: str) -> None:
     with Gate(answer=lambda _: answer) as gate:
-        import re
-
-        assert re.search(text, refuse(f"rtsp://me:secret@127.0.0.1:{gate.port}/x"))
+        assert text in refuse(f"rtsp://me:secret@127.0.0.1:{gate.port}/x")
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers_is_given_up(server: Server) -> None:
+def test_a_server_that_never_answers_is_given_up() -> None:
     with Gate() as gate:
-        assert "no answer in time" in refuse(f"rtsp://me:secret@127.0.0.1:{gate.port}/x")
+        assert "no answer in 5 s" in refuse(f"rtsp://me:secret@127.0.0.1:{gate.port}/x")
 
 
 def demand(user: str, password: str):
@@ -259,6 +256,7 @@ def test_garbage_in_the_stream_is_survived(server: Server) -> None:
         assert view.source.crash is None
 
 
+@pytest.mark.slow
 def test_noise_instead_of_a_stream_never_shows_a_frame(server: Server) -> None:
     with Gate(server.port) as gate, watch(f"rtsp://127.0.0.1:{gate.port}/clip.mp4?play_count=0") as view:
         view.wait_for_frames(20)

@@ -94,6 +94,7 @@ class RtspCamera:
         """
         self._learn()
         device = hardware(self._hwaccel, self.name)
+        began_s = time.monotonic()
         options = {"rtsp_transport": self._transport, "allowed_media_types": "video"}
         try:
             _resolve(*self._address)
@@ -104,9 +105,11 @@ class RtspCamera:
                 hwaccel=device,
             )
         except (FFmpegError, OSError, ValueError) as error:
-            if isinstance(error, av.error.InvalidDataError):
+            late = time.monotonic() - began_s >= OPEN_S
+            if isinstance(error, av.error.InvalidDataError) and not late:
                 self._probe = not self._probe
-            raise SourceError(f"{self.name}: {_explain(error)}") from error
+            text = f"no answer in {OPEN_S:.0f} s" if late else _explain(error)
+            raise SourceError(f"{self.name}: {text}") from error
         if not container.streams.video:
             container.close()
             raise SourceError(f"{self.name}: the camera sends no video")

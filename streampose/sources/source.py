@@ -188,7 +188,7 @@ class Source:
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                log.warning("%s: the reader did not stop within %g s and is left behind", self.id, timeout_s)
+                log.warning("%s: the reader hangs and is left behind", self.id)
 
     def close(self) -> None:
         """Close the stream of a source that was never entered."""
