@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from streampose.errors import UsageError
+from streampose.redact import redact
 
 Point = tuple[float, float]
 _NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,100}")
@@ -53,6 +54,9 @@ class Camera(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for region in self.regions:
             if len(region) < 3 or not all(0 <= value <= 1 for point in region for value in point):
                 raise UsageError(f"{where}: a region has three corners or more, each x and y in 0..1, not {region}")
+
+    def __repr__(self) -> str:
+        return f"Camera({redact(self.uri)!r}, name={self.name!r})"
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import av
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from streampose.errors import SourceError
 from streampose.sources.reader import DecodeFailedError, Picture
-from streampose.sources.video import hardware, reason, to_image
+from streampose.sources.video import open_video, reason, to_image
 
 NOMINAL_FPS = 25.0
 
@@ -28,9 +27,8 @@ class FileReader:
         self.name = str(path)
         if not path.exists():
             raise SourceError(f"{path}: no such file")
-        device = hardware(hwaccel, self.name)
         try:
-            self._container = av.open(str(path), hwaccel=device)
+            self._container = open_video(str(path), self.name, hwaccel)
         except (FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"{path}: not a video that can be read ({reason(error)})") from error
         if not self._container.streams.video:

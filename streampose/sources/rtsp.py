@@ -25,7 +25,7 @@ from streampose.ring import Drop
 from streampose.sources.address import check_url
 from streampose.sources.pace import Pace
 from streampose.sources.reader import DecodeFailedError, DisconnectedError, Picture
-from streampose.sources.video import hardware, reason, to_image
+from streampose.sources.video import open_video, reason, to_image
 
 OPEN_S = 5.0
 """How long a camera may take to answer."""
@@ -93,16 +93,16 @@ class RtspCamera:
             SourceError: it cannot be reached, refuses, or sends no video.
         """
         self._learn()
-        device = hardware(self._hwaccel, self.name)
         began_s = time.monotonic()
         options = {"rtsp_transport": self._transport, "allowed_media_types": "video"}
         try:
             _resolve(*self._address)
-            container = av.open(
+            container = open_video(
                 self._url,
+                self.name,
+                self._hwaccel,
                 options=options if self._probe else options | _LOW_DELAY,
                 timeout=(OPEN_S, self._silent_s),
-                hwaccel=device,
             )
         except (FFmpegError, OSError, ValueError) as error:
             late = time.monotonic() - began_s >= OPEN_S

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 from av.codec.hwaccel import HWAccel, hwdevices_available
@@ -39,16 +41,23 @@ def check_hwaccel(kind: str | None) -> None:
         raise UsageError(f"hwaccel is one of {', '.join(known) or 'none here'}, not {kind!r}")
 
 
-def hardware(kind: str | None, name: str) -> HWAccel | None:
-    """A hardware decoder for `av.open`, which decodes in software what the hardware cannot.
+def open_video(where: str, name: str, hwaccel: str | None, **how: Any) -> av.container.InputContainer:
+    """`av.open` with a hardware decoder, if one is asked for: decoded is there, or not at all.
+
+    Args:
+        where: path or URL.
+        name: what messages call it, without credentials.
+        hwaccel: a hardware decoder's name, as "cuda", or None.
+        how: further arguments of `av.open`.
 
     Raises:
-        SourceError: this machine has no such device, or its driver is missing.
+        SourceError: this machine has no such decoder, or it cannot decode this video.
+        FFmpegError, OSError, ValueError: as `av.open`.
     """
-    if kind is None:
-        return None
-    check_hwaccel(kind)
+    if hwaccel is None:
+        return av.open(where, **how)
+    check_hwaccel(hwaccel)
     try:
-        return HWAccel(device_type=kind, allow_software_fallback=True)
-    except (FFmpegError, OSError, ValueError, RuntimeError) as error:
-        raise SourceError(f"{name}: no {kind} decoder on this machine ({reason(error)}); leave out hwaccel") from error
+        return av.open(where, hwaccel=HWAccel(device_type=hwaccel, allow_software_fallback=False), **how)
+    except (RuntimeError, av.error.PermissionError) as error:
+        raise SourceError(f"{name}: {hwaccel} cannot decode this here; leave out hwaccel") from error
