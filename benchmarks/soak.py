@@ -62,6 +62,12 @@ def resident_mb() -> float:
     raise OSError("no VmRSS in /proc/self/status")
 
 
+def listen(stream: Subscriber, done: threading.Event) -> None:
+    """Receive and forget until it is over."""
+    while not done.is_set():
+        stream.receive(0.05)
+
+
 def soak(seconds: float, model: str = "lite", detector: str = "person") -> dict[str, float]:
     """Run for so long; frames, poses, and resident memory at the end of the warm-up and at the end, MB."""
     warm_s = min(60.0, seconds / 5)
@@ -72,7 +78,7 @@ def soak(seconds: float, model: str = "lite", detector: str = "person") -> dict[
     warm_mb = most_mb = 0.0
     done = threading.Event()
     with Publisher("tcp://127.0.0.1:*", model=model) as publisher, Subscriber(publisher.endpoint) as stream:
-        listener = threading.Thread(target=lambda: [stream.receive(0.05) for _ in iter(done.is_set, True)])
+        listener = threading.Thread(target=listen, args=(stream, done))
         listener.start()
         try:
             for frame in pipeline:

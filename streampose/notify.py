@@ -13,5 +13,6 @@ def notify(message: str) -> None:
     if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # nobody may wait for a manager that does not read
         sender.connect("\0" + address[1:] if address[0] == "@" else address)
         sender.sendall(message.encode())

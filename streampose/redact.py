@@ -7,7 +7,7 @@ import re
 _USER_INFO = re.compile(r"(?<=://)\S*@")
 _PARAMETER = re.compile(
     r"(?<![A-Za-z0-9])((?:user(?:name)?|usr|login|pass(?:word|wd|phrase)?|pwd|psw|token|secret|(?:api_?)?key|auth)"
-    r"(?:=|%3[Dd]))[^&\s/;,'\"<>]+",
+    r"(?:=|%3[Dd]))[^&\s/;,'\"<>]*[^&\s/;,'\"<>:]",
     re.IGNORECASE,
 )
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")

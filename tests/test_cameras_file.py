@@ -85,6 +85,7 @@ def test_a_camera_never_shows_its_password() -> None:
         ("rtsp://h/a?Pwd=secret", "rtsp://h/a?Pwd=***"),
         ("rtsp://me:se@cret@h/x", "rtsp://***@h/x"),
         ("the key=value of this text is no URL", "the key=value of this text is no URL"),
+        ("rtsp://h/live?token=***: nothing listens", "rtsp://h/live?token=***: nothing listens"),
         ("rtsp://h/monkey=1", "rtsp://h/monkey=1"),
     ],
 )

@@ -361,6 +361,7 @@ def test_addresses_without_their_secrets() -> None:
     assert camera_id("rtsp://10.0.0.5:8554/user=admin&password=secret&channel=1/") == "10.0.0.5-8554"
     assert camera_id("rtsp://[::1]:554/a b") == "1-a-b"
     assert with_environment("rtsp://${A}@h/x", {"A": "u:p@/"}) == "rtsp://u%3Ap%40%2F@h/x"
+    assert with_environment("${URL}", {"URL": "rtsp://u:p@h/x"}) == "rtsp://u:p@h/x"
     with pytest.raises(UsageError, match="variable PASS is not set"):
         with_environment("rtsp://u:${PASS}@h/x", {})
     both = {"STREAMPOSE_RTSP_USER": "u", "STREAMPOSE_RTSP_PASSWORD": "p@"}

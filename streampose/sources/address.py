@@ -18,7 +18,8 @@ _RTSP_PORT = 554
 
 
 def with_environment(uri: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The URI with each `${NAME}` replaced by that environment variable, percent-encoded as URLs need it.
+    """The URI with each `${NAME}` replaced by that environment variable, percent-encoded as URLs need it; one at the
+    very beginning stands for the URI, or its beginning, and is taken as it is.
 
     Raises:
         UsageError: a variable is not set.
@@ -27,7 +28,7 @@ def with_environment(uri: str, environment: Mapping[str, str] = os.environ) -> s
     def value(match: re.Match[str]) -> str:
         if match[1] not in environment:
             raise UsageError(f"{redact(uri)}: the environment variable {match[1]} is not set")
-        return quote(environment[match[1]], safe="")
+        return environment[match[1]] if match.start() == 0 else quote(environment[match[1]], safe="")
 
     return _VARIABLE.sub(value, uri)
 

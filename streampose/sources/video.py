@@ -54,10 +54,13 @@ def open_video(where: str, name: str, hwaccel: str | None, **how: Any) -> av.con
         SourceError: this machine has no such decoder, or it cannot decode this video.
         FFmpegError, OSError, ValueError: as `av.open`.
     """
+    container: av.container.InputContainer
     if hwaccel is None:
-        return av.open(where, **how)
+        container = av.open(where, **how)
+        return container
     check_hwaccel(hwaccel)
     try:
-        return av.open(where, hwaccel=HWAccel(device_type=hwaccel, allow_software_fallback=False), **how)
+        container = av.open(where, hwaccel=HWAccel(device_type=hwaccel, allow_software_fallback=False), **how)
+        return container
     except (RuntimeError, av.error.PermissionError) as error:
         raise SourceError(f"{name}: {hwaccel} cannot decode this here; leave out hwaccel") from error

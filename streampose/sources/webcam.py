@@ -133,7 +133,7 @@ class Webcam:
     def __init__(self, options: WebcamOptions, open_capture: Open | None = None) -> None:
         self.name = f"webcam:{options.device}"
         self._options = options
-        self._open: Open = open_capture or cv2.VideoCapture
+        self._open = open_capture or _open
 
     def connect(self) -> WebcamReader:
         """Open the camera, now.
@@ -166,6 +166,10 @@ class Webcam:
         if got != (width, height):
             capture.release()
             raise SourceError(f"{self.name}: cannot give {width}x{height}; the camera chose {got[0]}x{got[1]}")
+
+
+def _open(device: int | str) -> cv2.VideoCapture:
+    return cv2.VideoCapture(device)
 
 
 def _given(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
