@@ -22,6 +22,7 @@ from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector
 from streampose.regions import inside
 from streampose.ring import Drop
+from streampose.rounds import RoundSize
 from streampose.skeleton import SKELETONS
 from streampose.sources import Camera, Outcome, Source, open_sources
 from streampose.tracker import Tracker, TrackerSettings
@@ -48,6 +49,7 @@ class Settings:
         tracker: how people are followed.
         batch_wait_s: how long the first camera's frame waits for those of the others, to share engine calls with them.
         batch_frames: frames in a round, at most; with more cameras, they take turns.
+        round_s: how long a round should take; where it would take longer, it gets fewer frames (see `RoundSize`).
         keep_trying: go on where no camera could be connected to; otherwise the first error ends the run.
         keep_open: go on where no source is left, since some may be added.
     """
@@ -56,7 +58,8 @@ class Settings:
     max_frames: int | None = None
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     batch_wait_s: float = 0.005
-    batch_frames: int = 8
+    batch_frames: int = 16
+    round_s: float = 0.1
     keep_trying: bool = False
     keep_open: bool = False
 
@@ -69,6 +72,8 @@ class Settings:
             raise UsageError(f"a frame waits for others 0 to 1 s, not {self.batch_wait_s}")
         if self.batch_frames < 1:
             raise UsageError(f"a round takes at least one frame, not {self.batch_frames}")
+        if self.round_s <= 0:
+            raise UsageError(f"a round takes more than 0 s, not {self.round_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class Pipeline:
         self._failure: Exception | None = None
         self._opened = False
         self._lanes = Lanes()
+        self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
         self._gone: dict[str, SourceSummary] = {}
         self._asking = threading.Lock()
         self._coming: deque[Source] = deque()
@@ -353,7 +359,7 @@ class Pipeline:
     def _take(self) -> list[tuple[Lane, Frame]]:
         """The frames of the next round."""
         wait_s = 0.0 if self._stop.is_set() else self.settings.batch_wait_s
-        batch = self._lanes.take(self.settings.batch_frames, wait_s)
+        batch = self._lanes.take(self._round.frames, wait_s)
         for lane, frame in batch:
             self._opened = True
             self.metrics.observe("queue", (time.monotonic_ns() - frame.captured_ns) / 1e9, lane.source.id)
@@ -365,7 +371,10 @@ class Pipeline:
                 yield from self._flush(lane)
                 lane.epoch, lane.detected_s = frame.epoch, -math.inf
                 lane.follower.reset()
-        for estimate in self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch]):
+        began_s = time.perf_counter()
+        estimates = self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch])
+        self._round.learn(len(batch), time.perf_counter() - began_s)
+        for estimate in estimates:
             yield self._result(estimate)
         for lane, _ in batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)

@@ -63,7 +63,7 @@ class RunOptions:
     metrics_host: str = "127.0.0.1"
     keep_trying: bool = False
     batch_wait_s: float = 0.005
-    batch_frames: int = 8
+    batch_frames: int = 16
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
