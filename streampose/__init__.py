@@ -28,13 +28,15 @@ from streampose.errors import (
 )
 
 if TYPE_CHECKING:
-    from streampose.pipeline import run
+    from streampose.assembly import run
+    from streampose.sources import Camera
     from streampose.subscribe import Subscriber
     from streampose.types import Frame, Pose, PoseFrame
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Camera",
     "Frame",
     "MissingExtraError",
     "ModelError",
@@ -50,11 +52,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Camera": "streampose.sources",
     "Frame": "streampose.types",
     "Pose": "streampose.types",
     "PoseFrame": "streampose.types",
     "Subscriber": "streampose.subscribe",
-    "run": "streampose.pipeline",
+    "run": "streampose.assembly",
 }
 
 
