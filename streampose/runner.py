@@ -11,19 +11,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
+from streampose.endpoint import to_publish_at
 from streampose.engines import load_engine
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
 from streampose.people import PersonDetector
+from streampose.pictures import Pictures
 from streampose.pipeline import Pipeline, Result, Settings
-from streampose.publish import Publisher, check_loopback
+from streampose.publish import Publisher
+from streampose.smoothing import Smoother, Smoothing
 from streampose.sources import PACES, Source, Status, open_sources
-from streampose.types import PoseFrame
+from streampose.types import Frame, PoseFrame
+from streampose.wire import check_name
 
 if TYPE_CHECKING:
+    from streampose.messages import State
     from streampose.metrics import RunSummary
     from streampose.render import OverlayWriter
-    from streampose.wire import State
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ class RunOptions:
     Attributes:
         publish: endpoint, or None to publish nothing.
         save: people.jsonl, or None.
+        keys, insecure: see `Publisher`.
+        smooth: how all results are smoothed; None leaves them raw.
         render: video with the poses drawn in, or None; of several sources each gets its own, `out-SOURCE.mp4`.
     """
 
@@ -58,6 +64,9 @@ class RunOptions:
     publish: str | None = None
     save: Path | None = None
     render: Path | None = None
+    keys: Path | None = None
+    insecure: bool = False
+    smooth: Smoothing | None = None
 
     def __post_init__(self) -> None:
         if self.backend in LATER_BACKENDS:
@@ -67,7 +76,7 @@ class RunOptions:
         if self.pace not in PACES:
             raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
-            check_loopback(self.publish)
+            to_publish_at(self.publish, self.keys is not None, self.insecure)
         _check_outputs(self.sources, self.save, self.render)
 
 
@@ -121,13 +130,24 @@ def run_pipeline(
         sources = open_sources(options.sources, options.pace)
         for source in sources:
             stack.callback(source.close)
+        if options.publish is not None:
+            for source in sources:
+                check_name(source.id)
         engine = load_engine(options.model)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
         outputs: list[Callable[[Result], None]] = []
         publisher = None
         if options.publish is not None:
-            publisher = Publisher(options.publish, model=engine.manifest.name, offsets=engine.manifest.offsets)
+            publisher = Publisher(
+                options.publish,
+                model=engine.manifest.name,
+                offsets=engine.manifest.offsets,
+                keys=options.keys,
+                insecure=options.insecure,
+                smoothed=options.smooth is not None,
+            )
             outputs.append(_of_poses(stack.enter_context(publisher).publish))
+            outputs.append(_of_frame(stack.enter_context(Pictures(publisher)).offer))
             log.info("publishing at %s", publisher.endpoint)
         if options.save is not None:
             outputs.append(_of_poses(stack.enter_context(PeopleWriter(options.save)).write))
@@ -136,18 +156,25 @@ def run_pipeline(
         if print_line is not None:
             outputs.append(lambda result: print_line(to_line(result.poses)))
         outputs.append(_of_poses(watcher.add))
+        smoother = None if options.smooth is None else Smoother(options.smooth)
         settings = Settings(detect_every=options.detect_every, max_frames=options.max_frames)
         pipeline = Pipeline(sources, engine, detector, settings, stop)
         stack.callback(lambda: watcher.end(pipeline.summary()))
         stack.enter_context(_Ticker(sources, publisher, watcher))
         results = stack.enter_context(closing(cast("Generator[Result]", pipeline.results())))
         for result in results:
+            if smoother is not None:
+                result = Result(result.frame, smoother.smooth(result.poses))
             for put in outputs:
                 put(result)
 
 
 def _of_poses(put: Callable[[PoseFrame], None]) -> Callable[[Result], None]:
     return lambda result: put(result.poses)
+
+
+def _of_frame(put: Callable[[Frame], None]) -> Callable[[Result], None]:
+    return lambda result: put(result.frame)
 
 
 class _Overlays:

@@ -19,6 +19,7 @@ class Frame:
         pts_s: presentation time in seconds from the start of the source.
         captured_ns: monotonic time at which the frame reached this process, nanoseconds.
         epoch: +1 at each reconnect; frames of two epochs never share a window.
+        clock: what `captured_ns` rests on: the camera's own clock ("rtcp") or the time of arrival ("arrival").
     """
 
     image: NDArray[np.uint8]
@@ -27,6 +28,7 @@ class Frame:
     pts_s: float
     captured_ns: int
     epoch: int = 0
+    clock: str = "arrival"
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
@@ -50,12 +52,14 @@ class Pose:
         box: (4,) float32 x1, y1, x2, y2 in pixels of the frame.
         score: 0..1, confidence of the person.
         keypoints: (J, 3) float32 x, y in pixels of the frame and score 0..1.
+        filled: nobody was estimated here: the pose bridges a short gap in its track (see `smoothing`).
     """
 
     track_id: int
     box: NDArray[np.float32]
     score: float
     keypoints: NDArray[np.float32]
+    filled: bool = False
 
     def __post_init__(self) -> None:
         if self.box.shape != (4,):
@@ -76,6 +80,7 @@ class PoseFrame:
         dropped: frames of this source left out so far (decoded, never estimated).
         people: the poses, in no particular order.
         missed: set by a subscriber: messages lost before this one.
+        clock: of the frame.
     """
 
     source: str
@@ -90,3 +95,4 @@ class PoseFrame:
     dropped: int
     people: tuple[Pose, ...]
     missed: int = 0
+    clock: str = "arrival"
