@@ -1,4 +1,4 @@
-"""How a ZeroMQ peer introduces itself: the first 64 bytes of a connection (ZMTP 3.1, rfc.zeromq.org/spec/37)."""
+"""How a ZeroMQ peer introduces itself: the first bytes of a connection (ZMTP 3.1, rfc.zeromq.org/spec/37)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 
 from streampose.endpoint import Endpoint
 
-_OURS = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_SIGNATURE_AND_VERSION = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00"
+"""As far as this a peer tells us its own mechanism without having judged ours."""
 _MECHANISM = slice(12, 32)
 
 
@@ -31,11 +32,11 @@ def read_mechanism(where: Endpoint, timeout_s: float, *, strict: bool = False) -
         return None
     with peer:
         try:
-            peer.sendall(_OURS)
+            peer.sendall(_SIGNATURE_AND_VERSION)
             theirs = b""
-            while len(theirs) < len(_OURS):
+            while len(theirs) < _MECHANISM.stop:
                 peer.settimeout(max(0.001, until_s - time.monotonic()))
-                data = peer.recv(len(_OURS) - len(theirs))
+                data = peer.recv(_MECHANISM.stop - len(theirs))
                 if not data:
                     return None
                 theirs += data

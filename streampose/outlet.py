@@ -51,6 +51,7 @@ class Outlet:
     Attributes:
         endpoint: where it listens.
         run_id: another one each time.
+        subscribed: set once somebody has subscribed to something.
 
     Raises:
         UsageError: the endpoint is none, or needs keys; there are no keys in the folder.
@@ -67,6 +68,7 @@ class Outlet:
     ) -> None:
         where = to_publish_at(endpoint, keys is not None, insecure)
         self.run_id = uuid.uuid4().hex
+        self.subscribed = threading.Event()
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
         self._queue: deque[Parts] = deque()
@@ -262,6 +264,7 @@ class Outlet:
         self._set_looks(frozenset(looks))
         if not asked:
             return
+        self.subscribed.set()
         beginnings = tuple(asked)
         for kind in _KEPT:
             for topic, parts in self._last.items():

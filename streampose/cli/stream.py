@@ -1,4 +1,4 @@
-"""`listen`: what subscribes to the stream, and who may."""
+"""`listen`, `relay`, `record`, `replay`, `export`, `view`: what is done with the stream."""
 
 from __future__ import annotations
 
@@ -73,3 +73,111 @@ def listen(
         settings = smoothing_of(smooth, fill_gaps)
         for frame in listen_to(connect, mode, source, count, stop, key=key, smooth=settings):
             write(to_line(frame, with_missed=True) if json else frame_line(frame).encode())
+
+
+@app.command()
+def relay(
+    context: typer.Context,
+    connect: Annotated[
+        list[str],
+        typer.Option(metavar="[NAME=]ENDPOINT", help="A publisher. Repeat it; NAME. goes before its sources' names."),
+    ],
+    publish: Annotated[str, typer.Option(metavar="ENDPOINT", help="Where subscribers connect.")] = DEFAULT_ENDPOINT,
+    key: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Key file: one for all publishers, or one for each.")
+    ] = None,
+    keys: KeysOption = None,
+    insecure: InsecureFlag = False,
+) -> None:
+    """Collect the streams of many publishers, and publish them at one endpoint. Ctrl-C ends."""
+    with stop_on_signals() as stop:
+        import logging
+
+        from streampose.console import set_up_logging
+        from streampose.outlet import Outlet
+        from streampose.relay import Relay, parse_upstreams
+
+        set_up_logging(context.obj)
+        upstreams = parse_upstreams(connect, key or [])
+        with Outlet(publish, keys=keys, insecure=insecure) as outlet, Relay(upstreams, outlet) as relay:
+            logging.getLogger("streampose.cli").info("relaying at %s", outlet.endpoint)
+            relay.serve(stop)
+
+
+@app.command()
+def record(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new .parquet (extra [record]) or .jsonl file.")],
+    connect: ConnectOption = DEFAULT_ENDPOINT,
+    source: SourceOption = None,
+    key: KeyOption = None,
+    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after so many frames.")] = None,
+    seconds: Annotated[float | None, typer.Option(metavar="S", min=0, help="End after so many seconds.")] = None,
+) -> None:
+    """Record what a publisher sends; waits for it for ever. What was received is readable even after kill -9.
+
+    Ends on Ctrl-C, and says what was recorded and missed of each source.
+    """
+    with stop_on_signals() as stop:
+        from streampose.console import set_up_logging
+        from streampose.keys import read_key
+        from streampose.record import Recorder, open_sink
+
+        set_up_logging(context.obj)
+        credentials = None if key is None else read_key(key)
+        with Recorder(connect, open_sink(out), source=source, key=credentials) as recorder:
+            recorder.record(stop, count=count, seconds=seconds)
+        ledger = recorder.ledger
+        for name, frames in sorted(ledger.received.items()):
+            typer.echo(f"{name}: {frames} frames, {ledger.missed[name]} missed", err=True)
+        typer.echo(f"{out}: {recorder.frames} frames, {recorder.malformed} messages malformed", err=True)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    recording: Annotated[Path, typer.Argument(metavar="FILE", help="Of record, or people.jsonl of run --save.")],
+    publish: Annotated[str, typer.Option(metavar="ENDPOINT", help="Where subscribers connect.")] = DEFAULT_ENDPOINT,
+    source: SourceOption = None,
+    speed: Annotated[float, typer.Option(metavar="X", help="2 is twice as fast.")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end, until Ctrl-C.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Begin when the first subscriber is there.")] = False,
+    keys: KeysOption = None,
+    insecure: InsecureFlag = False,
+) -> None:
+    """Publish a recording again, with its original timing."""
+    with stop_on_signals() as stop:
+        import logging
+
+        from streampose.console import set_up_logging
+        from streampose.outlet import Outlet
+        from streampose.replay import replay as play
+
+        set_up_logging(context.obj)
+        log = logging.getLogger("streampose.cli")
+        with Outlet(publish, keys=keys, insecure=insecure) as outlet:
+            log.info("replaying at %s", outlet.endpoint)
+            while wait and not stop.is_set() and not outlet.subscribed.wait(0.1):
+                pass
+            frames = play(recording, outlet, stop, speed=speed, source=source, loop=loop)
+        log.info("%d frames", frames)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    recording: Annotated[Path, typer.Argument(metavar="FILE", help="Of record, or people.jsonl of run --save.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new file.")],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="csv|coco|posetrack|jsonl|parquet", help="By default the ending of --out."),
+    ] = None,
+    source: SourceOption = None,
+) -> None:
+    """Write a recording in another form, also one that was never finished."""
+    from streampose.console import set_up_logging
+    from streampose.export import export as write_out
+
+    set_up_logging(context.obj)
+    for path in write_out(recording, out, form or out.suffix.removeprefix("."), source):
+        typer.echo(str(path))
