@@ -181,3 +181,36 @@ def export(
     set_up_logging(context.obj)
     for path in write_out(recording, out, form or out.suffix.removeprefix("."), source):
         typer.echo(str(path))
+
+
+@app.command()
+def view(
+    context: typer.Context,
+    connect: ConnectOption = DEFAULT_ENDPOINT,
+    key: KeyOption = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where browsers connect; other machines need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes any free one.")] = 8787,
+    token: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What browsers must know; made where it is needed and not given.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="PEM", help="Serve by TLS, with this certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="And this key.")] = None,
+) -> None:
+    """Serve a web page with every camera's picture and skeletons. Needs the extra [web]. Ctrl-C ends."""
+    with stop_on_signals() as stop:
+        from streampose.console import set_up_logging
+        from streampose.view.server import serve
+
+        set_up_logging(context.obj)
+        serve(
+            connect,
+            stop,
+            host=host,
+            port=port,
+            token=token,
+            key=key,
+            certificate=tls_cert,
+            certificate_key=tls_key,
+        )
