@@ -99,19 +99,19 @@ function drawPerson(context, person, hello, place, scale) {
     context.fill();
   });
   context.globalAlpha = 1;
-  drawLabel(context, String(person.id), place([x1, y1]), colour);
+  drawLabel(context, String(person.id), place([x1, y1]), colour, Math.min(12, Math.max(8, size / 14)));
 }
 
-function drawLabel(context, text, [x, y], colour) {
-  context.font = "600 12px system-ui, sans-serif";
-  const width = context.measureText(text).width + 10;
-  const [left, top] = [Math.max(2, x), Math.max(38, y - 18)];
+function drawLabel(context, text, [x, y], colour, size) {
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  const width = context.measureText(text).width + 0.8 * size;
+  const [left, top] = [Math.max(2, x), Math.max(2, y - 1.5 * size)];
   context.fillStyle = colour;
   context.beginPath();
-  context.roundRect(left, top, width, 17, 5);
+  context.roundRect(left, top, width, 1.4 * size, 0.4 * size);
   context.fill();
   context.fillStyle = "#0b0f14";
-  context.fillText(text, left + 5, top + 12.5);
+  context.fillText(text, left + 0.4 * size, top + 1.05 * size);
 }
 
 /** A curve of [seconds, milliseconds] points over the last minute; with an axis where there is room for one. */
@@ -129,19 +129,19 @@ export function drawCurve(canvas, points, now, { axis = false, span = 30 } = {})
     context.textAlign = "right";
     context.lineWidth = 1;
     for (const share of [0, 0.5, 1]) {
-      context.strokeStyle = style.getPropertyValue("--edge");
+      context.strokeStyle = style.outlineColor;
       context.beginPath();
       context.moveTo(left, y(high * share));
       context.lineTo(width, y(high * share));
       context.stroke();
-      context.fillStyle = style.getPropertyValue("--quiet");
+      context.fillStyle = style.textDecorationColor;
       context.fillText(`${Math.round(high * share)}`, left - 6, y(high * share) + 4);
     }
     context.textAlign = "left";
     context.fillText(`ms, last ${span} s`, left, height - 3);
   }
   if (shown.length < 2) return;
-  context.strokeStyle = style.getPropertyValue("--accent");
+  context.strokeStyle = style.color;
   context.lineWidth = axis ? 1.8 : 1.4;
   context.beginPath();
   shown.forEach(([at, value], index) => context[index ? "lineTo" : "moveTo"](x(at), y(value)));

@@ -6,6 +6,7 @@ import { Link } from "./link.js";
 const HISTORY_S = 60;
 const KEPT_FRAMES = 90;
 const CURVE_MS = 250;
+const PAIRED_MS = 150;
 
 const find = (selector, root = document) => root.querySelector(selector);
 const cameras = new Map();
@@ -43,7 +44,9 @@ class Camera {
       this.frames.set(news.frame.index, news.frame);
       while (this.frames.size > KEPT_FRAMES) this.frames.delete(this.frames.keys().next().value);
       while (this.latencies.length && performance.now() / 1000 - this.latencies[0][0] > HISTORY_S) this.latencies.shift();
-      this.tile.style.setProperty("--aspect", `${news.frame.width} / ${news.frame.height}`);
+      const aspect = news.frame.width / news.frame.height;
+      this.tile.style.setProperty("--own", String(aspect));
+      this.tile.style.setProperty("--aspect", String(Math.min(16 / 9, Math.max(cameras.size > 1 ? 1 : 0.5, aspect))));
     }
     this.dirty = true;
   }
@@ -51,9 +54,12 @@ class Camera {
   async setPicture(index, blob) {
     const picture = await createImageBitmap(blob).catch(() => null);
     if (!picture || page.paused) return;
+    const now = performance.now();
     this.picture?.close();
     this.picture = picture;
     this.pictureIndex = index;
+    this.pictureEvery = now - (this.pictureAt ?? -Infinity);
+    this.pictureAt = now;
     this.dirty = true;
   }
 
@@ -62,9 +68,16 @@ class Camera {
     return page.live || this.state === "ended" ? this.state : "offline";
   }
 
+  /** The frame to draw: that of the picture while pictures come quickly, so that the two fit; else the newest. */
+  get shownFrame() {
+    const quick = this.pictureEvery < PAIRED_MS && performance.now() - this.pictureAt < 2 * PAIRED_MS;
+    if (!quick && !page.paused) return this.frame;
+    return [0, -1, 1, -2, 2].map((step) => this.frames.get(this.pictureIndex + step)).find(Boolean) ?? this.frame;
+  }
+
   draw() {
     this.dirty = false;
-    const frame = (page.paused && this.frames.get(this.pictureIndex)) || this.frame;
+    const frame = this.shownFrame;
     const state = this.shownState;
     const { tile } = this;
     tile.dataset.state = state;
@@ -149,10 +162,9 @@ function layOut() {
   const count = cameras.size;
   tiles.toggleAttribute("data-focus", Boolean(page.focus));
   tiles.toggleAttribute("data-dense", count > 6);
-  const width = count <= 1 ? 900 : count <= 4 ? 460 : count <= 9 ? 340 : 250;
+  tiles.toggleAttribute("data-single", count === 1 && !page.focus);
+  const width = count <= 1 ? 900 : count <= 4 ? 460 : count <= 6 ? 400 : count <= 9 ? 340 : 250;
   tiles.style.setProperty("--tile", `${width}px`);
-  tiles.style.maxWidth = count === 1 && !page.focus ? "1200px" : "";
-  tiles.style.margin = count === 1 ? "0 auto" : "";
   find(".back").hidden = !page.focus;
   for (const camera of cameras.values()) {
     camera.tile.classList.toggle("focused", camera.source === page.focus);
