@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from contextlib import suppress
 from importlib import resources
 from urllib.parse import urlsplit
 
@@ -63,13 +64,17 @@ def make_app(hub: Hub, token: str | None, secure: bool = False) -> Starlette:
         await websocket.accept()
         session = Session(hub)
         browsers.add(session.number)
+        talking = asyncio.create_task(_talk(websocket, session))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_talk(websocket, session))
-                tasks.create_task(_hear(websocket, session))
-        except* (WebSocketDisconnect, RuntimeError, msgspec.MsgspecError):
-            pass
+            while True:
+                session.request(await websocket.receive_text())
+        except msgspec.MsgspecError:
+            talking.cancel()
+            await websocket.close(1008)
+        except (WebSocketDisconnect, KeyError):
+            pass  # gone; or it sent bytes, which nobody asked for
         finally:
+            talking.cancel()
             browsers.discard(session.number)
             session.end()
 
@@ -82,18 +87,14 @@ def make_app(hub: Hub, token: str | None, secure: bool = False) -> Starlette:
 
 async def _talk(websocket: WebSocket, session: Session) -> None:
     """Send what is new, for ever; a slow browser gets less often, and still the newest."""
-    while True:
-        news = session.news()
-        if news is not None:
-            await websocket.send_text(news.decode())
-        for picture in session.pictures():
-            await websocket.send_bytes(picture)
-        await asyncio.sleep(TICK_S)
-
-
-async def _hear(websocket: WebSocket, session: Session) -> None:
-    while True:
-        session.request(await websocket.receive_text())
+    with suppress(WebSocketDisconnect, RuntimeError):  # gone
+        while True:
+            news = session.news()
+            if news is not None:
+                await websocket.send_text(news.decode())
+            for picture in session.pictures():
+                await websocket.send_bytes(picture)
+            await asyncio.sleep(TICK_S)
 
 
 class _Guard:
