@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
-from stream_messages import WAIT_S, Talk, make_frame, start_publisher, wait_until
 
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
@@ -23,8 +22,11 @@ from streampose.reception import QUEUE_LIMIT
 from streampose.subscribe import Subscriber
 from streampose.wire import encode_heartbeat, encode_pose
 
-PROMPT_S = 1.0
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_publisher, wait_until
+
+PROMPT_S = 1.0
 
 
 @pytest.fixture
@@ -401,8 +403,6 @@ except NoPublisherError as error:
 @pytest.mark.skipif(not can_make_hosts(), reason="network namespaces cannot be made here")
 def test_two_hosts():
     """Publisher and reader in network namespaces of their own, an address each; and an address where nobody is."""
-    from stream_messages import PUBLISHER
-
     done = subprocess.run(
         ["unshare", "-Urnm", "bash", "-c", TWO_HOSTS, "bash", sys.executable, PUBLISHER, str(HERE), READER],
         capture_output=True, text=True, timeout=60,
