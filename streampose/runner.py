@@ -27,7 +27,6 @@ from streampose.types import Frame, PoseFrame
 from streampose.wire import check_name
 
 if TYPE_CHECKING:
-    from streampose.messages import State
     from streampose.metrics import RunSummary
     from streampose.render import OverlayWriter
 
