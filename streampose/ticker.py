@@ -13,7 +13,7 @@ from streampose.sources import Status
 
 if TYPE_CHECKING:
     from streampose.pipeline import Pipeline
-    from streampose.wire import State
+    from streampose.messages import State
 
 LOOK_S = 0.1
 """How often the sources are looked at."""
