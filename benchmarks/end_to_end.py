@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import time
 
-from streampose.pipeline import open_pipeline
+from streampose.assembly import open_pipeline
 
 WORKER = """
 import sys, time, cv2, mediapipe

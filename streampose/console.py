@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,8 @@ from streampose.redact import redact
 from streampose.types import PoseFrame
 
 if TYPE_CHECKING:
+    from streampose.control import CameraState
+    from streampose.doctor import Finding
     from streampose.engines.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,28 @@ class _Formatter(logging.Formatter):
         return redact(super().format(record))
 
 
+class _JsonFormatter(logging.Formatter):
+    """A line of JSON for each record, credentials replaced."""
+
+    def __init__(self, debug: bool) -> None:
+        super().__init__()
+        self._debug = debug
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        for name in ("source", "summary"):
+            if hasattr(record, name):
+                fields[name] = getattr(record, name)
+        if self._debug and record.exc_info:
+            fields["traceback"] = redact(self.formatException(record.exc_info))
+        return msgspec.json.encode(fields).decode()
+
+
 class _ConsoleHandler(logging.Handler):
     """Through the console, so that lines go above the live table."""
 
@@ -55,11 +80,17 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
-def set_up_logging(debug: bool) -> Console:
-    """Send the library's logs to stderr, from INFO on, with `debug` from DEBUG on; returns the console for stderr."""
+def set_up_logging(debug: bool, as_json: bool = False) -> Console:
+    """Send the library's logs to stderr, from INFO on, with `debug` from DEBUG on; returns the console for stderr.
+
+    Args:
+        debug: debug logs and tracebacks too.
+        as_json: a JSON object a line, with time, level, logger, message, and source where it is about one.
+    """
     console = Console(stderr=True)
-    handler = _ConsoleHandler(console) if console.is_terminal else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(debug))
+    plain = as_json or not console.is_terminal
+    handler = logging.StreamHandler(sys.stderr) if plain else _ConsoleHandler(console)
+    handler.setFormatter(_JsonFormatter(debug) if as_json else _Formatter(debug))
     logger = logging.getLogger("streampose")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -92,12 +123,14 @@ class Screen:
     Args:
         console: of stderr.
         live: show the table if this is a terminal.
+        as_json: log the summary instead of showing it.
 
     Attributes:
         summary: of the run, once it has ended.
     """
 
-    def __init__(self, console: Console, live: bool = True) -> None:
+    def __init__(self, console: Console, live: bool = True, as_json: bool = False) -> None:
+        self._as_json = as_json
         self.summary: RunSummary | None = None
         self._console = console
         self._lock = threading.Lock()
@@ -113,6 +146,9 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        if self._as_json and self.summary is not None:
+            log.info("%s", _summary_lines(self.summary)[0], extra={"summary": summary_fields(self.summary)})
+            return
         for line in _summary_lines(self.summary) if self.summary else ():
             self._console.print(redact(line), markup=False, highlight=False, soft_wrap=True)
 
@@ -179,7 +215,8 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     ]
     for name, source in summary.sources.items():
         drops = ", ".join(f"{count} {reason}" for reason, count in source.dropped.items() if count) or "none"
-        lines.append(f"{name}: {source.outcome}, {source.frames} frames, dropped: {drops}")
+        again = f", reconnected {source.reconnects} times" if source.reconnects else ""
+        lines.append(f"{name}: {source.outcome}, {source.frames} frames, dropped: {drops}{again}")
     if summary.stages:
         stages = ", ".join(f"{name} {s.median_ms:.1f}/{s.p95_ms:.1f}" for name, s in summary.stages.items())
         lines.append(f"median/p95 ms: {stages}")
@@ -248,6 +285,23 @@ def _joined(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def camera_line(camera: CameraState) -> str:
+    """One camera of a run as a line for people to read."""
+    dropped = sum(camera.dropped.values())
+    age = f"{camera.age_s:.1f} s ago" if camera.age_s is not None else "no frame yet"
+    why = f"  {camera.error}" if camera.error and camera.state in ("offline", "waiting") else ""
+    return (
+        f"{camera.name:<16} {camera.state:<8} {camera.fps:>5.4g} fps  {age}, {dropped} dropped, "
+        f"{camera.reconnects} reconnects  {camera.uri}{why}\n"
+    )
+
+
+def finding_line(finding: Finding) -> str:
+    """One finding of the doctor as a line for people to read, and one with what mends it."""
+    mend = f"{'':<19}-> {finding.mend}\n" if finding.mend else ""
+    return f"{finding.verdict:<8} {finding.area:<9} {finding.text}\n{mend}"
 
 
 def frame_line(frame: PoseFrame) -> str:

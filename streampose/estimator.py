@@ -63,7 +63,20 @@ class Estimator:
         self._metrics = metrics or Metrics()
         self._windows: dict[tuple[str, int, int], _Window] = {}
         self._waiting: dict[str, deque[tuple[Frame, tuple[Track, ...]]]] = {}
+        self._lookaheads: dict[str, int] = {}
         self.delay = max(0, *self._offsets, 0)
+
+    def look_ahead(self, source_id: str, frames: int) -> None:
+        """Let a source's frames wait for so many later ones only; the newest there is stands in for those after it.
+
+        Raises:
+            ModelError: the engine does not look so far ahead.
+        """
+        if not 0 <= frames <= self.delay:
+            raise ModelError(
+                f"{source_id}: lookahead {frames}, but {self._engine.manifest.name} looks {self.delay} frames ahead"
+            )
+        self._lookaheads[source_id] = frames
 
     def estimate(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> list[Estimate]:
         """Encode everyone in some frames and estimate the frames whose supporting frames are there now.
@@ -84,7 +97,7 @@ class Estimator:
         for frame, tracks in batch:
             waiting = self._waiting.setdefault(frame.source_id, deque())
             waiting.append((frame, tuple(tracks)))
-            if len(waiting) > self.delay:
+            if len(waiting) > self._lookaheads.get(frame.source_id, self.delay):
                 due.append(waiting.popleft())
         return done + self._fuse(due)
 
@@ -97,6 +110,12 @@ class Estimator:
         kept = {*keys, *(track.key for _, tracks in self._waiting.get(source_id, ()) for track in tracks)}
         for window in [w for w in self._windows if w[0] == source_id and w[2] not in kept]:
             del self._windows[window]
+
+    def forget(self, source_id: str) -> None:
+        """Forget a source."""
+        self._waiting.pop(source_id, None)
+        self._lookaheads.pop(source_id, None)
+        self.keep(source_id, ())
 
     def _interrupted(self, frame: Frame) -> bool:
         """Whether frames of this source wait that this frame cannot support."""
@@ -115,6 +134,7 @@ class Estimator:
         affines = [crop_affine(track.crop_box, size) for _, track in people]
         rest = iter(affines)
         crops = [Crops(frame.image, np.stack([next(rest) for _ in tracks])) for frame, tracks in batch if tracks]
+        self._metrics.batch(len(people))
         with self._metrics.time("encode"):
             features = self._engine.encode(crops)
         for (frame, track), feature, affine in zip(people, features, affines, strict=True):

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from streampose.engines import Engine
-from streampose.engines.store import choose_engine
-from streampose.errors import UsageError
+from streampose.errors import SourceError, StreamposeError, UsageError
 from streampose.estimator import Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
+from streampose.lanes import Lane, Lanes
 from streampose.metrics import Metrics, RunSummary, SourceSummary
-from streampose.people import Detector, PersonDetector
+from streampose.people import Detector
+from streampose.regions import inside
+from streampose.ring import Drop
+from streampose.rounds import RoundSize
 from streampose.skeleton import SKELETONS
-from streampose.sources import Source, open_sources
+from streampose.sources import Camera, Outcome, Source, open_sources
 from streampose.tracker import Tracker, TrackerSettings
 from streampose.types import Frame, PoseFrame
 
 LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
-_WAKE_S = 0.2
+DRAIN_S = 0.8
+"""How long the frames that wait are still estimated once the run is to end."""
+_LEAVE_S = 1.4
+_WAKE_S = 0.1
+_REMEMBERED = 1000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +47,33 @@ class Settings:
         detect_every: the detector looks at one frame in so many, >= 1; at every one while nobody is followed.
         max_frames: results of each source after which it is stopped; None for all.
         tracker: how people are followed.
+        batch_wait_s: how long the first camera's frame waits for those of the others, to share engine calls with them.
+        batch_frames: frames in a round, at most; with more cameras, they take turns.
+        round_s: how long a round should take; where it would take longer, it gets fewer frames (see `RoundSize`).
+        keep_trying: go on where no camera could be connected to; otherwise the first error ends the run.
+        keep_open: go on where no source is left, since some may be added.
     """
 
     detect_every: int = 3
     max_frames: int | None = None
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    batch_wait_s: float = 0.005
+    batch_frames: int = 16
+    round_s: float = 0.1
+    keep_trying: bool = False
+    keep_open: bool = False
 
     def __post_init__(self) -> None:
         if self.detect_every < 1:
             raise UsageError(f"the detector looks at one frame in 1 or more, not in {self.detect_every}")
         if self.max_frames is not None and self.max_frames < 1:
             raise UsageError(f"max-frames must be at least 1, not {self.max_frames}")
+        if not 0 <= self.batch_wait_s <= 1:
+            raise UsageError(f"a frame waits for others 0 to 1 s, not {self.batch_wait_s}")
+        if self.batch_frames < 1:
+            raise UsageError(f"a round takes at least one frame, not {self.batch_frames}")
+        if self.round_s <= 0:
+            raise UsageError(f"a round takes more than 0 s, not {self.round_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +84,18 @@ class Result:
     poses: PoseFrame
 
 
-@dataclass(slots=True)
-class _Lane:
-    """One source's way through the pipeline."""
-
-    source: Source
-    follower: Follower
-    taken: int = 0
-    frames: int = 0
-    epoch: int = 0
-    since_detection: int = 0
-    detected_s: float = -math.inf
-
-
 class Pipeline:
     """Reads sources, follows people, estimates their poses. Iterate it once: `PoseFrame`s, also without people.
 
     Each source's results come in order; a round takes one frame of every source that has one and batches their people.
-    Errors of the detector and the engine end the iteration at once. A source that ends in error is logged, the others
-    go on, and its SourceError is raised after the last result of all.
+    Errors of the detector and the engine end the iteration at once, and so does whatever crashes a reading thread. A
+    source that ends in error is logged, the others go on, and its SourceError is raised after the last result of all.
+    A camera does not end: it is connected to again, for ever. Only where no source at all could be opened to begin
+    with, the first one's SourceError is raised.
+
+    Attributes:
+        metrics: what is measured.
+        turned_s: monotonic time at which the iterating thread last looked for frames.
     """
 
     def __init__(
@@ -92,18 +114,35 @@ class Pipeline:
             detector: what finds people; None takes the whole frame as one person.
             settings: how it runs.
             stop: set it to end the run: readers stop, the frames that wait are still estimated.
+
+        Raises:
+            ModelError: a source wants more later frames than the engine looks at.
         """
         self.settings = settings or Settings()
-        self.sources = tuple(sources)
         self.metrics = Metrics()
+        self.skeleton = SKELETONS[engine.manifest.skeleton]
+        self.turned_s = time.monotonic()
         self._detector = detector
         self._estimator = Estimator(engine, self.metrics)
-        self.skeleton = SKELETONS[engine.manifest.skeleton]
         self._stop = stop or threading.Event()
-        self._wake = threading.Event()
         self._began_s: float | None = None
         self._ended_s: float | None = None
-        self._lanes = {source.id: _Lane(source, self._follower()) for source in self.sources}
+        self._drain_until_s: float | None = None
+        self._failure: Exception | None = None
+        self._opened = False
+        self._lanes = Lanes()
+        self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
+        self._gone: dict[str, SourceSummary] = {}
+        self._asking = threading.Lock()
+        self._coming: deque[Source] = deque()
+        self._going: deque[str] = deque()
+        for source in sources:
+            self._lanes.add(self._lane(source))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that there are now."""
+        return tuple(lane.source for lane in self._lanes)
 
     def __iter__(self) -> Iterator[PoseFrame]:
         return (result.poses for result in self.results())
@@ -114,105 +153,249 @@ class Pipeline:
         Raises:
             SourceError: after the last result, where a source ended in error.
             ModelError: a model failed.
+            StreamposeError: a stage crashed.
         """
         self._began_s = time.perf_counter()
         with ExitStack() as stack:
             stack.callback(self._end)
-            for source in self.sources:
-                source.metrics = self.metrics
-                source.ring.listen(self._wake)
-                stack.enter_context(source)
+            for lane in self._lanes:
+                self._begin(lane)
             while self._running():
-                self._wake.clear()
+                self.turned_s = time.monotonic()
+                self._lanes.wake.clear()
+                yield from self._admit()
+                self._check()
                 if self._stop.is_set():
-                    for source in self.sources:
-                        source.stop()
+                    self._drain()
                 batch = self._take()
                 if batch:
                     yield from self._estimate(batch)
                 elif self._running():
-                    self._wake.wait(_WAKE_S)
-            for lane in self._lanes.values():
+                    self._lanes.wake.wait(_WAKE_S)
+            for lane in self._lanes:
                 yield from self._flush(lane)
-        failed = [source.error for source in self.sources if source.error is not None]
+            self._check()
+        failed = [source.failed for source in self.sources if source.failed is not None]
         if failed:
             raise failed[0]
 
     def stop(self) -> None:
         """End the run, from any thread: readers stop, the frames that wait are still estimated."""
         self._stop.set()
-        self._wake.set()
+        self._lanes.wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the run with an error of something that belongs to it, from any thread."""
+        self._failure = self._failure or error
+        self._lanes.wake.set()
+
+    def add(self, source: str | Camera) -> str:
+        """Add a source while the pipeline runs, from any thread; returns its id.
+
+        Raises:
+            UsageError: the URI is none, the name is taken, or the pipeline is ending.
+            SourceError: a file is not there. A camera is connected to later, and for ever.
+            ModelError: it wants more later frames than the engine looks at.
+        """
+        with self._asking:
+            if self._stop.is_set() or self._ended_s is not None:
+                raise UsageError("the run is ending; no source can be added")
+            taken = {source.id for source in (*self.sources, *self._coming)}
+            if isinstance(source, Camera) and source.name in taken:
+                raise UsageError(f"there is a source called {source.name} already; remove it first")
+            (opened,) = open_sources([source], taken=taken)
+            try:
+                self._check_lookahead(opened)
+            except BaseException:
+                opened.close()
+                raise
+            self._coming.append(opened)
+        self._lanes.wake.set()
+        return opened.id
+
+    def remove(self, source_id: str) -> None:
+        """Stop a source and let it go while the pipeline runs, from any thread.
+
+        Raises:
+            UsageError: there is no such source.
+        """
+        with self._asking:
+            known = [source.id for source in (*self.sources, *self._coming) if source.id not in self._going]
+            if source_id not in known:
+                raise UsageError(f"there is no source called {source_id}; there are: {', '.join(known) or 'none'}")
+            self._going.append(source_id)
+        self._lanes.wake.set()
 
     def summary(self) -> RunSummary:
         """What was measured so far."""
         ended_s = self._ended_s or time.perf_counter()
+        batches = self.metrics.batches()
+        sources = {lane.source.id: self._summarise(lane) for lane in self._lanes}
         return RunSummary(
-            frames=sum(lane.frames for lane in self._lanes.values()),
+            frames=self.metrics.count("frames"),
             poses=self.metrics.count("poses"),
             seconds=ended_s - self._began_s if self._began_s is not None else 0.0,
             stages=self.metrics.stages(),
-            sources={
-                lane.source.id: SourceSummary(
-                    frames=lane.frames,
-                    dropped=lane.source.ring.drops,
-                    outcome=str(lane.source.outcome),
-                    error=str(lane.source.error) if lane.source.error else None,
-                )
-                for lane in self._lanes.values()
-            },
+            sources={**self._gone, **sources},
+            batches=batches.count,
+            people_per_batch=batches.sum / batches.count if batches.count else 0.0,
         )
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """By source: results so far, and people in the last one."""
+        return {lane.source.id: (lane.frames, lane.people) for lane in self._lanes}
+
+    def _summarise(self, lane: Lane) -> SourceSummary:
+        source = lane.source
+        return SourceSummary(
+            frames=lane.frames,
+            dropped=source.ring.drops,
+            outcome=str(source.outcome),
+            error=str(source.error) if source.error else None,
+            reconnects=source.reconnects,
+            epoch=source.epoch,
+            latency=self.metrics.latency(source.id),
+        )
+
+    def _lane(self, source: Source) -> Lane:
+        self._check_lookahead(source)
+        camera = source.camera
+        if camera is not None and camera.lookahead is not None:
+            self._estimator.look_ahead(source.id, camera.lookahead)
+        return Lane(
+            source,
+            self._follower(),
+            detect_every=(camera and camera.detect_every) or self.settings.detect_every,
+            regions=camera.regions if camera is not None else (),
+            most_frames=self.settings.max_frames,
+        )
+
+    def _check_lookahead(self, source: Source) -> None:
+        wanted = source.camera.lookahead if source.camera is not None else None
+        if wanted is not None and wanted > self._estimator.delay:
+            raise UsageError(
+                f"{source.id}: lookahead {wanted}, but this model looks {self._estimator.delay} frames ahead at most"
+            )
 
     def _follower(self) -> Follower:
         return WholeFrame() if self._detector is None else Tracker(self.settings.tracker, self.skeleton)
 
-    def _running(self) -> bool:
-        return any(not self._done(lane) for lane in self._lanes.values())
+    def _begin(self, lane: Lane) -> None:
+        lane.source.metrics = self.metrics
+        lane.source.__enter__()
 
-    def _done(self, lane: _Lane) -> bool:
-        return lane.source.finished or (
-            self.settings.max_frames is not None and lane.frames >= self.settings.max_frames
-        )
+    def _running(self) -> bool:
+        if self._stop.is_set():
+            return any(not lane.done for lane in self._lanes)
+        if self.settings.keep_open and not len(self._lanes):
+            return True
+        return bool(self._coming) or any(not lane.done for lane in self._lanes)
 
     def _end(self) -> None:
-        self._ended_s = time.perf_counter()
+        """Stop all readers, and wait for them together."""
+        now_s = time.monotonic()
+        leave_s = (self._drain_until_s or now_s + DRAIN_S) - DRAIN_S + _LEAVE_S
+        for source in self.sources:
+            source.stop()
+        for source in self.sources:
+            source.join(max(0.0, leave_s - time.monotonic()))
+        with self._asking:
+            self._ended_s = time.perf_counter()
+            for source in self._coming:
+                source.close()
 
-    def _take(self) -> list[tuple[_Lane, Frame]]:
-        """One frame of every source that has one."""
-        batch = []
-        for lane in self._lanes.values():
-            frame = None if self._done(lane) else lane.source.read()
-            if frame is not None:
-                self.metrics.observe("queue", (time.monotonic_ns() - frame.captured_ns) / 1e9)
-                batch.append((lane, frame))
-                lane.taken += 1
-                if self._done(lane):
-                    lane.source.stop()
+    def _check(self) -> None:
+        """Raise what must end the run."""
+        if self._failure is not None:
+            raise self._failure
+        for source in self.sources:
+            if source.crash is not None:
+                text = f"{source.id}: the reading stage crashed with {type(source.crash).__name__}: {source.crash}"
+                raise StreamposeError(text) from source.crash
+        if self._opened or self.settings.keep_trying or self._stop.is_set():
+            return
+        refused = [source.error for source in self.sources if source.refused]
+        if refused and len(refused) == len(self._lanes) and not self._coming:
+            raise refused[0] or SourceError("no source could be opened")
+
+    def _admit(self) -> Iterator[Result]:
+        """Take in and let go what was asked for meanwhile."""
+        while self._coming:
+            with self._asking:
+                source = self._coming.popleft()
+                before = self._gone.pop(source.id, None)
+                if before is not None:
+                    source.epoch = before.epoch + 1
+                lane = self._lane(source)
+                self._lanes.add(lane)
+            self._begin(lane)
+            log.info("%s: added", source.id, extra={"source": source.id})
+        while self._going:
+            source_id = self._going[0]
+            lane = self._lanes[source_id]
+            lane.source.stop()
+            lane.source.ring.clear(Drop.STOPPED)
+            yield from self._flush(lane)
+            with self._asking:
+                self._going.popleft()
+                self._lanes.remove(source_id)
+                self._gone[source_id] = replace(self._summarise(lane), outcome=str(Outcome.STOPPED))
+                while len(self._gone) > _REMEMBERED:
+                    del self._gone[next(iter(self._gone))]
+            self._estimator.forget(source_id)
+            self.metrics.forget(source_id)
+            log.info("%s: removed", source_id, extra={"source": source_id})
+
+    def _drain(self) -> None:
+        """Let the readers end, and what waits when time is over be dropped and counted."""
+        if self._drain_until_s is None:
+            self._drain_until_s = time.monotonic() + DRAIN_S
+            for source in self.sources:
+                source.stop()
+        elif time.monotonic() > self._drain_until_s:
+            for source in self.sources:
+                source.ring.clear(Drop.STOPPED)
+
+    def _take(self) -> list[tuple[Lane, Frame]]:
+        """The frames of the next round."""
+        wait_s = 0.0 if self._stop.is_set() else self.settings.batch_wait_s
+        batch = self._lanes.take(self._round.frames, wait_s)
+        for lane, frame in batch:
+            self._opened = True
+            self.metrics.observe("queue", (time.monotonic_ns() - frame.captured_ns) / 1e9, lane.source.id)
         return batch
 
-    def _estimate(self, batch: list[tuple[_Lane, Frame]]) -> Iterator[Result]:
+    def _estimate(self, batch: list[tuple[Lane, Frame]]) -> Iterator[Result]:
         for lane, frame in batch:
             if frame.epoch != lane.epoch:
                 yield from self._flush(lane)
                 lane.epoch, lane.detected_s = frame.epoch, -math.inf
                 lane.follower.reset()
-        for estimate in self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch]):
+        began_s = time.perf_counter()
+        estimates = self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch])
+        self._round.learn(len(batch), time.perf_counter() - began_s)
+        for estimate in estimates:
             yield self._result(estimate)
         for lane, _ in batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
 
-    def _flush(self, lane: _Lane) -> Iterator[Result]:
+    def _flush(self, lane: Lane) -> Iterator[Result]:
         """The results of a source that wait for frames which will not come."""
+        if lane.most_frames is not None and lane.frames >= lane.most_frames:
+            return
         for estimate in self._estimator.flush(lane.source.id):
             yield self._result(estimate)
 
-    def _advance(self, lane: _Lane, frame: Frame) -> tuple[Track, ...]:
+    def _advance(self, lane: Lane, frame: Frame) -> tuple[Track, ...]:
         """The people to estimate in a source's next frame."""
         detections = None
         lane.since_detection += 1
-        due = lane.since_detection >= self.settings.detect_every or frame.pts_s - lane.detected_s > LONGEST_UNSEEN_S
+        due = lane.since_detection >= lane.detect_every or frame.pts_s - lane.detected_s > LONGEST_UNSEEN_S
         if self._detector is not None and (due or lane.follower.undecided):
             with self.metrics.time("detect"):
-                detections = self._detector.detect(frame.image)
+                boxes, scores = self._detector.detect(frame.image)
+            here = inside(boxes, (frame.height, frame.width), lane.regions)
+            detections = boxes[here], scores[here]
             lane.since_detection, lane.detected_s = 0, frame.pts_s
         return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
 
@@ -220,10 +403,18 @@ class Pipeline:
         frame = estimate.frame
         lane = self._lanes[frame.source_id]
         people = lane.follower.settle(frame.pts_s, estimate.tracks, estimate.keypoints)
+        if lane.regions and people:
+            boxes = np.stack([pose.box for pose in people])
+            here = inside(boxes, (frame.height, frame.width), lane.regions)
+            people = tuple(pose for pose, kept in zip(people, here, strict=True) if kept)
         now_ns = time.monotonic_ns()
-        self.metrics.observe("total", (now_ns - frame.captured_ns) / 1e9)
+        self.metrics.observe("total", (now_ns - frame.captured_ns) / 1e9, frame.source_id)
+        self.metrics.add("frames")
         self.metrics.add("poses", len(people))
         lane.frames += 1
+        lane.people = len(people)
+        if lane.done:
+            lane.source.stop()
         poses = PoseFrame(
             source=frame.source_id,
             epoch=frame.epoch,
@@ -236,70 +427,6 @@ class Pipeline:
             skeleton=self.skeleton.name,
             dropped=lane.source.ring.dropped,
             people=people,
+            clock=frame.clock,
         )
         return Result(frame, poses)
-
-
-def open_pipeline(
-    sources: Sequence[str],
-    *,
-    model: str = "lite",
-    detector: str = "person",
-    pace: str = "auto",
-    settings: Settings | None = None,
-    stop: threading.Event | None = None,
-) -> Pipeline:
-    """Open sources and models by name.
-
-    Args:
-        sources: URIs, see `open_source`.
-        model: a bundled model's name or an engine bundle's folder.
-        detector: "person", an ONNX file, or "none" for one person who fills the frame.
-        pace: "auto", "live" or "fast".
-        settings, stop: see `Pipeline`.
-
-    Raises:
-        UsageError, SourceError, ModelError: before anything runs.
-    """
-    opened = open_sources(sources, pace)
-    try:
-        engine = choose_engine(model)
-        finder = None if detector == "none" else PersonDetector(detector)
-        return Pipeline(opened, engine, finder, settings, stop)
-    except BaseException:
-        for source in opened:
-            source.close()
-        raise
-
-
-def run(
-    source: str | Sequence[str],
-    *,
-    model: str = "lite",
-    detector: str = "person",
-    pace: str = "auto",
-    max_frames: int | None = None,
-    detect_every: int = 3,
-    stop: threading.Event | None = None,
-) -> Iterator[PoseFrame]:
-    """Estimate poses in this process, without a socket.
-
-    Args:
-        source: one URI or several: "webcam:0", a video file, a folder of pictures, "demo".
-        model: a bundled model's name or an engine bundle's folder.
-        detector: "person", an ONNX file, or "none" for one person who fills the frame.
-        pace: "fast" gives every frame, "live" the latest ones, "auto" fast for files and live for cameras.
-        max_frames: results of each source after which it is stopped.
-        detect_every: the detector looks at one frame in so many.
-        stop: set it to end the run.
-
-    Returns:
-        The results, a `PoseFrame` a frame and source, as they come. Closing the iterator stops the run.
-
-    Raises:
-        UsageError, SourceError, ModelError: at once where something cannot be opened; SourceError also after the last
-            result where a source ended in error.
-    """
-    settings = Settings(detect_every=detect_every, max_frames=max_frames)
-    uris = [source] if isinstance(source, str) else list(source)
-    return iter(open_pipeline(uris, model=model, detector=detector, pace=pace, settings=settings, stop=stop))

@@ -15,7 +15,7 @@ from streampose.types import Frame
 
 
 class Drop(StrEnum):
-    """Why a decoded frame was never estimated."""
+    """Why a frame of a source was never estimated."""
 
     OVERWRITTEN = "overwritten"
     """The ring was full and the frame was its oldest."""
@@ -23,6 +23,16 @@ class Drop(StrEnum):
     """A newer frame was there when the estimator asked for the latest."""
     EPOCH = "epoch"
     """The source started a new epoch while the frame waited."""
+    STALE = "stale"
+    """It waited on the way: the first after a connect or a stall, or one of a burst that came late."""
+    BEHIND = "behind"
+    """Decoding could not keep up with the camera: skipped to the next key frame, undecoded."""
+    DAMAGED = "damaged"
+    """It could not be decoded, or only in part."""
+    FPS = "fps"
+    """Above the frames a second that were asked for."""
+    STOPPED = "stopped"
+    """It still waited when the time for draining was over."""
 
 
 class FrameRing:
@@ -73,6 +83,17 @@ class FrameRing:
     def listen(self, event: threading.Event) -> None:
         """Set `event` whenever a frame arrives or the ring closes; several rings may share one event."""
         self._listener = event
+
+    def count(self, reason: Drop) -> None:
+        """Count a frame that was dropped before it could be put."""
+        with self._changed:
+            self._drops[reason] += 1
+
+    def clear(self, reason: Drop) -> None:
+        """Drop the frames inside."""
+        with self._changed:
+            self._discard(self._count, reason)
+            self._tell()
 
     def put(self, frame: Frame, wait: bool = False) -> bool:
         """Append a frame.

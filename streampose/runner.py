@@ -11,30 +11,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
+from streampose.endpoint import to_publish_at
 from streampose.engines.store import BACKENDS, choose_engine
 from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
+from streampose.notify import notify
 from streampose.people import PersonDetector
+from streampose.pictures import Pictures
 from streampose.pipeline import Pipeline, Result, Settings
-from streampose.publish import Publisher, check_loopback
-from streampose.sources import PACES, Source, Status, open_sources
-from streampose.types import PoseFrame
+from streampose.publish import Publisher
+from streampose.smoothing import Smoother, Smoothing
+from streampose.sources import PACES, Camera, open_sources
+from streampose.ticker import Listener, Ticker
+from streampose.types import Frame, PoseFrame
+from streampose.wire import check_name
 
 if TYPE_CHECKING:
     from streampose.metrics import RunSummary
     from streampose.render import OverlayWriter
-    from streampose.wire import State
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.5
 _FALLBACK_FPS = 30.0
-_STATES: dict[Status, State] = {
-    Status.ONLINE: "online",
-    Status.STALLED: "stalled",
-    Status.OFFLINE: "offline",
-    Status.ENDED: "ended",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +40,20 @@ class RunOptions:
     """What `streampose run` was asked to do; names as on the command line.
 
     Attributes:
+        sources: URIs, or cameras with what else is asked of them.
         publish: endpoint, or None to publish nothing.
         save: people.jsonl, or None.
+        keys, insecure: see `Publisher`.
+        smooth: how all results are smoothed; None leaves them raw.
         render: video with the poses drawn in, or None; of several sources each gets its own, `out-SOURCE.mp4`.
+        control: path of the control socket, or None for none; with one, the run goes on when no source is left.
+        control_must: whether a control socket that cannot be made ends the run.
+        metrics_port, metrics_host: where figures are served over HTTP; no port for nowhere.
+        keep_trying: go on where no camera could be connected to.
+        batch_wait_s, batch_frames: see `Settings`.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[str | Camera, ...]
     model: str = "lite"
     backend: str = "auto"
     detector: str = "person"
@@ -57,6 +63,16 @@ class RunOptions:
     publish: str | None = None
     save: Path | None = None
     render: Path | None = None
+    control: Path | None = None
+    control_must: bool = True
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    keep_trying: bool = False
+    batch_wait_s: float = 0.005
+    batch_frames: int = 16
+    keys: Path | None = None
+    insecure: bool = False
+    smooth: Smoothing | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -64,8 +80,9 @@ class RunOptions:
         if self.pace not in PACES:
             raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
-            check_loopback(self.publish)
-        _check_outputs(self.sources, self.save, self.render)
+            to_publish_at(self.publish, self.keys is not None, self.insecure)
+        uris = [source.uri if isinstance(source, Camera) else source for source in self.sources]
+        _check_outputs(uris, self.save, self.render)
 
 
 def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | None) -> None:
@@ -84,17 +101,11 @@ def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | Non
                 raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
 
 
-class Watcher(Protocol):
+class Watcher(Listener, Protocol):
     """Who looks on. Called from two threads."""
 
     def add(self, frame: PoseFrame) -> None:
         """A result, after all outputs have it."""
-
-    def set_state(self, source: str, state: str) -> None:
-        """What a source is doing, twice a second."""
-
-    def tick(self) -> None:
-        """Half a second went by."""
 
     def end(self, summary: RunSummary) -> None:
         """What came of the run; also of one that failed, where it had begun."""
@@ -118,43 +129,91 @@ def run_pipeline(
         sources = open_sources(options.sources, options.pace)
         for source in sources:
             stack.callback(source.close)
+        if options.publish is not None:
+            for source in sources:
+                check_name(source.id)
         engine = choose_engine(options.model, options.backend)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
+        pipeline = Pipeline(sources, engine, detector, _settings(options), stop)
         outputs: list[Callable[[Result], None]] = []
         publisher = None
         if options.publish is not None:
-            publisher = Publisher(options.publish, model=engine.manifest.name, offsets=engine.manifest.offsets)
+            publisher = Publisher(
+                options.publish,
+                model=engine.manifest.name,
+                offsets=engine.manifest.offsets,
+                keys=options.keys,
+                insecure=options.insecure,
+                smoothed=options.smooth is not None,
+            )
             outputs.append(_of_poses(stack.enter_context(publisher).publish))
+            outputs.append(_of_frame(stack.enter_context(Pictures(publisher)).offer))
             log.info("publishing at %s", publisher.endpoint)
         if options.save is not None:
             outputs.append(_of_poses(stack.enter_context(PeopleWriter(options.save)).write))
         if options.render is not None:
-            outputs.append(stack.enter_context(_Overlays(options.render, sources)).write)
+            outputs.append(stack.enter_context(_Overlays(options.render, pipeline)).write)
         if print_line is not None:
             outputs.append(lambda result: print_line(to_line(result.poses)))
         outputs.append(_of_poses(watcher.add))
-        settings = Settings(detect_every=options.detect_every, max_frames=options.max_frames)
-        pipeline = Pipeline(sources, engine, detector, settings, stop)
+        _serve(options, pipeline, stack)
+        smoother = None if options.smooth is None else Smoother(options.smooth)
         stack.callback(lambda: watcher.end(pipeline.summary()))
-        stack.enter_context(_Ticker(sources, publisher, watcher))
+        stack.enter_context(Ticker(pipeline, watcher, publisher.set_state if publisher is not None else None))
         results = stack.enter_context(closing(cast("Generator[Result]", pipeline.results())))
+        notify("READY=1")
+        stack.callback(notify, "STOPPING=1")
         for result in results:
-            for put in outputs:
-                put(result)
+            shown = result if smoother is None else Result(result.frame, smoother.smooth(result.poses))
+            with pipeline.metrics.time("publish"):
+                for put in outputs:
+                    put(shown)
+
+
+def _settings(options: RunOptions) -> Settings:
+    return Settings(
+        detect_every=options.detect_every,
+        max_frames=options.max_frames,
+        batch_wait_s=options.batch_wait_s,
+        batch_frames=options.batch_frames,
+        keep_trying=options.keep_trying,
+        keep_open=options.control is not None,
+    )
+
+
+def _serve(options: RunOptions, pipeline: Pipeline, stack: ExitStack) -> None:
+    """Begin to answer whoever asks about the run or wants it changed."""
+    if options.control is not None:
+        from streampose.control import ControlServer
+
+        try:
+            stack.enter_context(ControlServer(options.control, pipeline))
+        except OutputError as error:
+            if options.control_must:
+                raise
+            log.warning("no control socket: %s", error)
+    if options.metrics_port is not None:
+        from streampose.monitor import Monitor
+
+        monitor = stack.enter_context(Monitor(pipeline, options.metrics_port, options.metrics_host))
+        log.info("figures at http://%s:%d/metrics", options.metrics_host, monitor.port)
 
 
 def _of_poses(put: Callable[[PoseFrame], None]) -> Callable[[Result], None]:
     return lambda result: put(result.poses)
 
 
+def _of_frame(put: Callable[[Frame], None]) -> Callable[[Result], None]:
+    return lambda result: put(result.frame)
+
+
 class _Overlays:
     """One video a source, created with its first frame."""
 
-    def __init__(self, path: Path, sources: Sequence[Source]) -> None:
-        self._paths = {source.id: path for source in sources}
-        if len(sources) > 1:
-            self._paths = {source.id: path.with_stem(f"{path.stem}-{source.id}") for source in sources}
-        self._fps = {source.id: source.fps or _FALLBACK_FPS for source in sources}
+    def __init__(self, path: Path, pipeline: Pipeline) -> None:
+        self._path = path
+        self._alone = len(pipeline.sources) == 1
+        self._pipeline = pipeline
         self._writers: dict[str, OverlayWriter] = {}
         self._stack = ExitStack()
 
@@ -164,8 +223,11 @@ class _Overlays:
         if writer is None:
             from streampose.render import OverlayWriter
 
-            size = (frame.height, frame.width)
-            writer = OverlayWriter(self._paths[frame.source_id], self._fps[frame.source_id], size)
+            path = self._path.with_stem(f"{self._path.stem}-{frame.source_id}")
+            if self._alone and not self._writers:
+                path = self._path
+            fps = next((s.fps for s in self._pipeline.sources if s.id == frame.source_id), 0.0) or _FALLBACK_FPS
+            writer = OverlayWriter(path, fps, (frame.height, frame.width))
             self._writers[frame.source_id] = self._stack.enter_context(writer)
         writer.write(frame, result.poses)
 
@@ -176,34 +238,3 @@ class _Overlays:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-
-
-class _Ticker:
-    """A thread that looks at the sources twice a second, since a source that stalls gives no result to notice it by."""
-
-    def __init__(self, sources: Sequence[Source], publisher: Publisher | None, watcher: Watcher) -> None:
-        self._sources = sources
-        self._publisher = publisher
-        self._watcher = watcher
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(_TICK_S):
-            self._look()
-            self._watcher.tick()
-
-    def _look(self) -> None:
-        for source in self._sources:
-            status = source.status
-            self._watcher.set_state(source.id, str(status))
-            if self._publisher is not None and status in _STATES:
-                self._publisher.set_state(source.id, _STATES[status])
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()

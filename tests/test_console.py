@@ -17,7 +17,7 @@ SUMMARY = RunSummary(
     frames=10,
     poses=12,
     seconds=2.0,
-    stages={"encode": StageSummary(10, 4.25, 6.5)},
+    stages={"encode": StageSummary(10, 4.25, 6.5, 7.0)},
     sources={"cam": SourceSummary(10, {"overwritten": 3}, "disconnected", "rtsp://me:secret@host/1: gone")},
 )
 
@@ -99,7 +99,9 @@ def test_the_summary_is_shown_last():
 
 def test_the_summary_as_json():
     assert b'"fps":5.0,"frames":10' in to_json(summary_fields(SUMMARY))
-    assert b'"stages":{"encode":{"count":10,"median_ms":4.25,"p95_ms":6.5}}' in to_json(summary_fields(SUMMARY))
+    assert b'"stages":{"encode":{"count":10,"median_ms":4.25,"p95_ms":6.5,"p99_ms":7.0}}' in to_json(
+        summary_fields(SUMMARY)
+    )
 
 
 def test_a_received_frame_as_a_line():

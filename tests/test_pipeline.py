@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import streampose
+from streampose.assembly import open_pipeline, run
 from streampose.errors import ModelError, SourceError, UsageError
-from streampose.pipeline import Pipeline, Settings, open_pipeline, run
+from streampose.pipeline import Pipeline, Settings
 from streampose.sources import Outcome, open_source, open_sources
 from streampose.types import PoseFrame
 

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from streampose.errors import SourceError, UsageError
-from streampose.sources import DecodeFailedError, DisconnectedError, Outcome, Source, Status, open_source, open_sources
+from streampose.sources import (
+    Camera,
+    DecodeFailedError,
+    DisconnectedError,
+    Outcome,
+    Source,
+    Status,
+    open_source,
+    open_sources,
+)
 from streampose.sources.webcam import WebcamReader
 from streampose.types import Frame
 
@@ -191,10 +200,10 @@ def test_a_damaged_picture_fails_after_those_before_it(make_images) -> None:
 
 def test_a_camera_that_goes_away_is_disconnected(make_video) -> None:
     capture = cv2.VideoCapture(str(make_video(frames=5)))
-    source = Source(WebcamReader("webcam:7", capture), "webcam7", live=True)
-    with source, pytest.raises(DisconnectedError, match="webcam:7: the camera stopped"):
-        collect(source, [])
-    assert source.outcome is Outcome.DISCONNECTED
+    reader = WebcamReader("webcam:7", capture)
+    with pytest.raises(DisconnectedError, match="webcam:7: the camera stopped"):
+        list(reader.pictures())
+    reader.close()
     assert not capture.isOpened()
 
 
@@ -205,8 +214,8 @@ def test_a_camera_without_pictures_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(Path("/dev/video63").exists(), reason="this machine has 64 cameras")
 def test_a_missing_webcam_is_one_line() -> None:
-    with pytest.raises(SourceError, match="webcam:63: no such camera") as failure:
-        open_source("webcam:63")
+    with open_source("webcam:63") as source, pytest.raises(SourceError, match="webcam:63: no such camera") as failure:
+        collect(source, [])
     assert "\n" not in str(failure.value)
 
 
@@ -248,7 +257,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("rtsp://user:secret@camera/1", "not supported yet"),
+        ("rtsp://user:secret@", "names no camera"),
         ("http://user:secret@host/x.mp4", "http:// is no source"),
         ("webcam:front", "webcam:0"),
         (" ", "empty source"),
@@ -280,3 +289,38 @@ def test_leaving_a_source_early_stops_its_thread(make_video) -> None:
     assert source._thread is not None
     assert not source._thread.is_alive()
     assert source.outcome is Outcome.STOPPED
+
+
+def test_test_pictures_come_live_and_change_their_size() -> None:
+    graph = "lavfi:testsrc2=size=160x120:rate=30,scale=w='if(lt(n,5),160,80)':h='if(lt(n,5),120,60)':eval=frame"
+    with open_source(graph) as source:
+        assert source.live
+        frames = [frame for frame in (source.read(2) for _ in range(12)) if frame is not None]
+    assert {frame.image.shape[:2] for frame in frames} == {(120, 160), (60, 80)}
+    assert {frame.epoch for frame in frames} == {0, 1}
+    steps = np.diff([frame.captured_ns for frame in frames]) / 1e9
+    assert steps.mean() == pytest.approx(1 / 30, rel=0.5)
+
+
+def test_test_pictures_may_come_losslessly() -> None:
+    frames = read_all(open_source("lavfi:testsrc2=size=64x48:rate=10:duration=2", pace="fast"))
+    assert [frame.index for frame in frames] == list(range(20))
+    assert frames[-1].source_id == "lavfi"
+
+
+def test_a_graph_that_is_none_is_one_line() -> None:
+    with pytest.raises(SourceError, match="lavfi:nosuchfilter: not a filter graph") as failure:
+        open_source("lavfi:nosuchfilter")
+    assert "\n" not in str(failure.value)
+
+
+def test_an_unknown_hardware_decoder_is_a_usage_error(make_video) -> None:
+    with pytest.raises(UsageError, match="hwaccel is one of"):
+        open_source(Camera(uri=str(make_video()), hwaccel="magic"))
+
+
+def test_a_hardware_decoder_that_is_not_there_is_a_source_error(make_video) -> None:
+    if Path("/dev/dri/renderD128").exists():
+        pytest.skip("this machine has one")
+    with pytest.raises(SourceError, match="qsv"):
+        open_source(Camera(uri=str(make_video()), hwaccel="qsv"))

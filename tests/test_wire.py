@@ -35,6 +35,7 @@ def make_frame(people=3, *, source="cam.1", joints=17, seed=0):
         height=576,
         skeleton="coco17" if joints == 17 else "other",
         dropped=7,
+        clock="rtcp",
         people=tuple(
             Pose(
                 track_id=10 + i,
@@ -56,7 +57,7 @@ def make_hello():
 
 def make_messages():
     return [
-        encode_pose(make_frame(2), run_id="r", seq=5, offsets=(-2, -1), clock="rtcp"),
+        encode_pose(make_frame(2), run_id="r", seq=5, offsets=(-2, -1)),
         encode_pose(make_frame(0), run_id="r", seq=6),
         encode_hello(make_hello()),
         encode_status(Status(schema=SCHEMA, run_id="r", source="cam.1", state="online")),
@@ -73,7 +74,7 @@ def change(parts, **fields):
 @pytest.mark.parametrize(("people", "joints"), [(0, 17), (1, 17), (33, 17), (2, 5)])
 def test_a_frame_comes_back_as_it_was(people, joints):
     sent = make_frame(people, joints=joints)
-    message = decode(encode_pose(sent, run_id="r", seq=5, offsets=(-2, -1), clock="rtcp"))
+    message = decode(encode_pose(sent, run_id="r", seq=5, offsets=(-2, -1)))
     assert isinstance(message, PoseMessage)
     assert (message.header.run_id, message.header.seq, message.header.offsets) == ("r", 5, (-2, -1))
     assert (message.header.clock, message.header.schema) == ("rtcp", SCHEMA)
@@ -88,6 +89,7 @@ def test_a_frame_comes_back_as_it_was(people, joints):
         "width",
         "height",
         "dropped",
+        "clock",
     ):
         assert getattr(got, name) == getattr(sent, name)
     assert [p.track_id for p in got.people] == [p.track_id for p in sent.people]

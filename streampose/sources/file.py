@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import av
-import cv2
-import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from streampose.errors import SourceError
 from streampose.sources.reader import DecodeFailedError, Picture
+from streampose.sources.video import open_video, reason, to_image
 
 NOMINAL_FPS = 25.0
-_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
 
 class FileReader:
@@ -24,15 +22,15 @@ class FileReader:
 
     live = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hwaccel: str | None = None) -> None:
         """Raises SourceError where the file is missing, is no video or holds no picture."""
         self.name = str(path)
         if not path.exists():
             raise SourceError(f"{path}: no such file")
         try:
-            self._container = av.open(str(path))
+            self._container = open_video(str(path), self.name, hwaccel)
         except (FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"{path}: not a video that can be read ({_reason(error)})") from error
+            raise SourceError(f"{path}: not a video that can be read ({reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
             raise SourceError(f"{path}: holds no video")
@@ -54,6 +52,11 @@ class FileReader:
             self._container.close()
             raise SourceError(f"{path}: a video without a single picture")
 
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the video's codec."""
+        return self._stream.codec_context.name
+
     def pictures(self) -> Iterator[Picture]:
         """See `Reader.pictures`. A file that stops before its declared end raises DecodeFailedError after its last
         picture."""
@@ -74,25 +77,20 @@ class FileReader:
             for packet in self._container.demux(self._stream):
                 self._packets += packet.size > 0
                 for frame in packet.decode():
-                    picture = self._picture(frame, began)
-                    yield picture
+                    yield self._picture(frame, began)
                     began = time.perf_counter()
         except FFmpegError as error:
             raise DecodeFailedError(
-                f"{self.name}: cannot be decoded after frame {self._count - 1}, {self._last_s:.2f} s ({_reason(error)})"
+                f"{self.name}: cannot be decoded after frame {self._count - 1}, {self._last_s:.2f} s ({reason(error)})"
             ) from error
 
     def _picture(self, frame: VideoFrame, began: float) -> Picture:
-        image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
-        turn = _TURNS.get(int(frame.rotation) % 360)
-        if turn is not None:
-            image = np.asarray(cv2.rotate(image, turn), np.uint8)
         time_s = float(frame.time) if frame.time is not None else self._count / self.fps
         if self._start_s is None:
             self._start_s = time_s
         self._last_s = time_s - self._start_s
         self._count += 1
-        return Picture(image, self._last_s, time.monotonic_ns(), time.perf_counter() - began)
+        return Picture(partial(to_image, frame), self._last_s, time.monotonic_ns(), time.perf_counter() - began)
 
     def _cut_short(self) -> bool:
         """Whether the container declared clearly more than it held."""
@@ -106,8 +104,3 @@ class FileReader:
         else:
             return False
         return self._last_s + 1 / self.fps < length_s - max(0.5, 0.05 * length_s)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0] if text else type(error).__name__

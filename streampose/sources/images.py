@@ -54,7 +54,8 @@ class ImagesReader:
         if image is None:
             raise DecodeFailedError(f"{path}: not a picture that can be decoded")
         spent = time.perf_counter() - began
-        return Picture(np.asarray(image, np.uint8), number / self.fps, time.monotonic_ns(), spent)
+        pixels = np.asarray(image, np.uint8)
+        return Picture(lambda: pixels, number / self.fps, time.monotonic_ns(), spent)
 
 
 def list_images(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.errors import SourceError
+from streampose.ring import Drop
+from streampose.types import Clock
 
 
 class DisconnectedError(SourceError):
@@ -25,22 +27,31 @@ class Picture:
     """One decoded picture, before it becomes a `Frame` of a source.
 
     Attributes:
-        image: (H, W, 3) uint8 BGR.
+        load: makes its pixels, (H, W, 3) uint8 BGR, upright. Called once, or not at all where the picture is dropped.
         pts_s: presentation time, seconds from the start of the stream.
-        captured_ns: monotonic time at which the picture was here, nanoseconds.
-        decode_s: seconds spent on decoding it and turning it to BGR.
-        connection: 0, 1, ...: which connection to the camera it came over.
+        arrived_ns: monotonic time at which the picture was here, nanoseconds.
+        decode_s: seconds spent on decoding it, without `load`.
+        captured_ns: monotonic time of its capture; None where nothing better is known than its arrival.
+        section: 0, 1, ...: between pictures of two sections of one stream something is missing, as after a stall.
+        drop: why the picture must not be used, if so.
     """
 
-    image: NDArray[np.uint8]
+    load: Callable[[], NDArray[np.uint8]]
     pts_s: float
-    captured_ns: int
+    arrived_ns: int
     decode_s: float
-    connection: int = 0
+    captured_ns: int | None = None
+    section: int = 0
+    drop: Drop | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """Whose clock tells the capture time: the camera's, by its RTCP reports, or ours at arrival."""
+        return "arrival" if self.captured_ns is None else "rtcp"
 
 
 class Reader(Protocol):
-    """An opened stream of pictures. Its constructor raises SourceError where the stream gives no first picture.
+    """An opened stream of pictures. Whoever opens it raises SourceError where the stream cannot be.
 
     Attributes:
         name: what messages call it, without credentials.

@@ -1,0 +1,122 @@
+"""Each source's way through the pipeline, and whose turn it is."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streampose.follower import Follower
+from streampose.regions import Region
+from streampose.sources import Source, Status
+from streampose.types import Frame
+
+
+@dataclass(slots=True)
+class Lane:
+    """One source's way through the pipeline.
+
+    Attributes:
+        source, follower: who gives the frames and who follows the people in them.
+        detect_every: the detector looks at one frame in so many.
+        regions: where people count; none for everywhere.
+        most_frames: results after which it is done; None for no end.
+        frames, people: results so far, and people in the last one.
+        epoch: of the last frame.
+        since_detection, detected_s: frames and presentation time since the detector looked.
+        turn: when it was last served, in turns.
+    """
+
+    source: Source
+    follower: Follower
+    detect_every: int
+    regions: tuple[Region, ...] = ()
+    most_frames: int | None = None
+    frames: int = 0
+    people: int = 0
+    epoch: int = 0
+    since_detection: int = 0
+    detected_s: float = -math.inf
+    turn: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Nothing more comes of it."""
+        return self.source.finished or (self.most_frames is not None and self.frames >= self.most_frames)
+
+    @property
+    def ready(self) -> bool:
+        """It has a frame."""
+        return len(self.source.ring) > 0 and not self.done
+
+
+class Lanes:
+    """The lanes of a run, by source id. Any thread may look and ask; one takes the frames.
+
+    Attributes:
+        wake: set whenever a frame arrives, a source ends, or somebody wants the taker to look around.
+    """
+
+    def __init__(self) -> None:
+        self.wake = threading.Event()
+        self._lock = threading.Lock()
+        self._lanes: dict[str, Lane] = {}
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[Lane]:
+        with self._lock:
+            return iter(tuple(self._lanes.values()))
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __getitem__(self, source_id: str) -> Lane:
+        with self._lock:
+            return self._lanes[source_id]
+
+    def add(self, lane: Lane) -> None:
+        """Take a lane in; it is served first."""
+        lane.source.ring.listen(self.wake)
+        with self._lock:
+            self._lanes[lane.source.id] = lane
+        self.wake.set()
+
+    def remove(self, source_id: str) -> None:
+        """Let a lane go."""
+        with self._lock:
+            del self._lanes[source_id]
+
+    def take(self, most: int, wait_s: float) -> list[tuple[Lane, Frame]]:
+        """One frame of each lane that has one; the lane that was served longest ago comes first.
+
+        Args:
+            most: frames at most.
+            wait_s: how long to wait for cameras that have none yet, once one has.
+        """
+        ready = self._gather(most, wait_s)
+        taken = []
+        for lane in sorted(ready, key=lambda lane: lane.turn)[:most]:
+            frame = lane.source.read()
+            if frame is not None:
+                self._turn += 1
+                lane.turn = self._turn
+                taken.append((lane, frame))
+        return taken
+
+    def _gather(self, most: int, wait_s: float) -> list[Lane]:
+        """The lanes with a frame; of those that are late, only cameras that are online are waited for."""
+        until_s = time.monotonic() + wait_s
+        while True:
+            lanes = list(self)
+            ready = [lane for lane in lanes if lane.ready]
+            expected = sum(
+                lane.ready or (lane.source.live and not lane.done and lane.source.status is Status.ONLINE)
+                for lane in lanes
+            )
+            left_s = until_s - time.monotonic()
+            if not ready or len(ready) >= min(most, expected) or left_s <= 0:
+                return ready
+            self.wake.clear()
+            self.wake.wait(left_s)

@@ -1,0 +1,96 @@
+"""The doctor: what it finds here, and what it says of what is broken."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from streampose import doctor
+from streampose.doctor import examine, look_at_packages, look_at_ports, look_at_source
+from streampose.errors import SourceError
+from streampose.probe import probe
+from streampose.sources import Camera
+
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import file_server, free_port, make_clip
+
+
+def test_this_machine_is_looked_at_all_over() -> None:
+    findings = list(examine())
+    assert {finding.area for finding in findings} == {
+        "python", "packages", "codecs", "gpu", "engines", "zeromq", "ports", "control",
+    }  # fmt: skip
+    problems = [finding for finding in findings if finding.verdict == "problem"]
+    assert not problems
+    assert all(finding.mend for finding in findings if finding.verdict == "note" and finding.area != "gpu")
+
+
+def test_an_old_or_missing_package_comes_with_its_command(monkeypatch) -> None:
+    known = {"numpy": "1.26.4"}
+
+    def version(name: str) -> str:
+        if name == "av":
+            raise metadata.PackageNotFoundError(name)
+        return known.get(name) or str(real(name))
+
+    real = metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    broken = {finding.text: finding.mend for finding in look_at_packages() if finding.verdict == "problem"}
+    assert broken == {
+        "av is missing, >=17 is needed": "pip install 'av>=17'",
+        "numpy 1.26.4, >=2 is needed": "pip install 'numpy>=2'",
+    }
+
+
+def test_a_port_in_use_is_named(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(doctor, "DEFAULT_PORT", taken.getsockname()[1])
+        (finding,) = look_at_ports()
+    assert "is not free" in finding.text
+    assert "--publish tcp://127.0.0.1:" in finding.mend
+
+
+def test_a_look_that_fails_is_a_finding(monkeypatch) -> None:
+    def look_at_zeromq():
+        raise RuntimeError("no libzmq")
+        yield
+
+    monkeypatch.setattr(doctor, "look_at_zeromq", look_at_zeromq)
+    (finding,) = [finding for finding in examine() if finding.area == "zeromq"]
+    assert (finding.verdict, "RuntimeError: no libzmq" in finding.text) == ("problem", True)
+
+
+def test_a_camera_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
+    make_clip(tmp_path / "clip.mp4")
+    with file_server(tmp_path, "clip.mp4?play_count=0") as server:
+        seen = probe(Camera(uri=server.url), seconds=1.5)
+    assert (seen.width, seen.height, seen.codec, seen.clock) == (160, 120, "h264", "rtcp")
+    assert seen.fps == pytest.approx(30, rel=0.2)
+    assert seen.first_picture_s < 2
+    assert seen.jitter_ms is not None
+    assert seen.latency_ms is not None
+    assert 0 <= seen.latency_ms < 500
+    assert seen.pictures > 20
+
+
+def test_a_file_is_looked_at_too(make_video) -> None:
+    seen = probe(Camera(uri=str(make_video(frames=20))))
+    assert (seen.width, seen.height, seen.fps, seen.jitter_ms, seen.pictures) == (160, 120, 25, None, 20)
+
+
+def test_a_camera_that_cannot_be_reached_comes_with_advice_and_without_its_password(tmp_path: Path) -> None:
+    camera = Camera(uri=f"rtsp://me:secret@127.0.0.1:{free_port()}/x")
+    with pytest.raises(SourceError):
+        probe(camera)
+    finding = look_at_source(camera, 1)
+    assert finding.verdict == "problem"
+    assert "nothing listens" in finding.text
+    assert "switch RTSP on" in finding.mend
+    assert "secret" not in finding.text + finding.mend
+    missing = look_at_source(Camera(uri=str(tmp_path / "no.mp4")), 1)
+    assert "no such file" in missing.text

@@ -1,0 +1,316 @@
+"""The pipeline over live sources: latency that stays flat, cameras that share, come, go and fail."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
+
+from streampose.errors import SourceError, StreamposeError, UsageError
+from streampose.pipeline import Pipeline, Result, Settings
+from streampose.sources import Camera, Source, Status, open_sources
+from streampose.sources.reader import DisconnectedError, Picture
+from streampose.types import PoseFrame
+
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import Server, file_server, free_port, make_clip, wait_for
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("clips")
+    make_clip(folder / "clip.mp4")
+    with file_server(folder, "clip.mp4?play_count=0") as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    make_clip(tmp_path / "clip.mp4")
+    with file_server(tmp_path, "clip.mp4?play_count=0") as running:
+        yield running
+
+
+class Run:
+    """A pipeline in a thread, and what came of it. A context manager that stops it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.results: list[Result] = []
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._iterate)
+
+    def _iterate(self) -> None:
+        try:
+            for result in self.pipeline.results():
+                self.results.append(result)
+        except StreamposeError as error:
+            self.error = error
+
+    def __enter__(self) -> Run:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.stop()
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def of(self, source: str) -> list[PoseFrame]:
+        return [result.poses for result in self.results if result.poses.source == source]
+
+    def wait_for(self, source: str, count: int) -> None:
+        wait_for(lambda: self.error or len(self.of(source)) >= count, 30)
+        assert self.error is None
+
+    def source(self, name: str) -> Source:
+        return next(source for source in self.pipeline.sources if source.id == name)
+
+
+def cameras(server: Server, *names: str, **asked: object) -> tuple[Camera, ...]:
+    return tuple(Camera(uri=server.url, name=name, **asked) for name in names)  # type: ignore[arg-type]
+
+
+def slowed(engine, seconds: float, per_person: float = 0.0):
+    """The engine, so slow a call."""
+    encode = engine.encode
+
+    def slow(crops):
+        threading.Event().wait(seconds + per_person * sum(len(c.affines) for c in crops))
+        return encode(crops)
+
+    engine.encode = slow
+    return engine
+
+
+def ages_ms(frames: list[PoseFrame]) -> np.ndarray:
+    return np.array([(frame.published_ns - frame.captured_ns) / 1e6 for frame in frames])
+
+
+def test_latency_stays_flat_with_inference_at_a_third_of_the_cameras_rate(server, engine, detector) -> None:
+    pipeline = Pipeline(open_sources(cameras(server, "a")), slowed(engine, 0.1), detector)
+    with Run(pipeline) as run:
+        run.wait_for("a", 60)
+    ages = ages_ms(run.of("a"))
+    early, late = np.median(ages[10:30]), np.median(ages[-20:])
+    assert late < early + 40
+    assert ages[10:].max() < 500
+    summary = pipeline.summary().sources["a"]
+    assert summary.frames + sum(summary.dropped.values()) == run_index(pipeline)
+    assert summary.dropped["superseded"] + summary.dropped.get("overwritten", 0) > summary.frames
+
+
+def run_index(pipeline: Pipeline) -> int:
+    return pipeline.sources[0]._index
+
+
+def test_a_dead_camera_disturbs_nobody_and_comes_when_it_comes(server, own_server, engine, detector) -> None:
+    own_server.kill()
+    asked = (*cameras(server, "a", "b"), *cameras(own_server, "late"))
+    with Run(Pipeline(open_sources(asked), engine, detector)) as run:
+        run.wait_for("a", 30)
+        assert run.source("late").status is Status.OFFLINE
+        assert len(run.of("b")) > 15
+        own_server.start()
+        run.wait_for("late", 10)
+        own_server.kill()
+        wait_for(lambda: run.source("late").status is Status.OFFLINE)
+        run.wait_for("a", len(run.of("a")) + 20)
+        assert run.source("a").reconnects == run.source("b").reconnects == 0
+    assert run.error is None
+    for name in ("a", "b"):
+        steps_s = np.diff([frame.captured_ns for frame in run.of(name)]) / 1e9
+        assert steps_s.max() < 1.0, "nobody else noticed"
+
+
+def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
+    with Run(Pipeline(open_sources(cameras(own_server, "a")), engine, detector)) as run:
+        run.wait_for("a", 20)
+        own_server.kill()
+        own_server.start()
+        run.wait_for("a", len(run.of("a")) + 30)
+    epochs = [frame.epoch for frame in run.of("a")]
+    assert set(epochs) == {0, 1}
+    ids = defaultdict(set)
+    for frame in run.of("a"):
+        ids[frame.epoch].update(pose.track_id for pose in frame.people)
+    assert not ids[0] & ids[1], "whoever is seen after a gap is somebody new"
+    first = engine.fused[epochs.index(1)][0]
+    assert all(feature is first[0][0] or np.array_equal(feature, first[0][0]) for feature in first[0])
+
+
+def test_when_no_camera_can_be_opened_the_run_ends_with_the_reason(engine, detector) -> None:
+    asked = [f"rtsp://me:secret@127.0.0.1:{free_port()}/x", f"rtsp://127.0.0.1:{free_port()}/y"]
+    with pytest.raises(SourceError, match="nothing listens") as failure:
+        list(Pipeline(open_sources(asked), engine, detector))
+    assert "secret" not in str(failure.value)
+
+
+def test_a_service_keeps_trying_from_the_start(own_server, engine, detector) -> None:
+    own_server.kill()
+    pipeline = Pipeline(open_sources(cameras(own_server, "a")), engine, detector, Settings(keep_trying=True))
+    with Run(pipeline) as run:
+        wait_for(lambda: run.source("a").refused)
+        own_server.start()
+        run.wait_for("a", 5)
+
+
+def test_cameras_come_and_go_while_it_runs(server, engine, detector) -> None:
+    with Run(Pipeline(open_sources(cameras(server, "a")), engine, detector)) as run:
+        run.wait_for("a", 5)
+        assert run.pipeline.add(Camera(uri=server.url, name="b")) == "b"
+        run.wait_for("b", 10)
+        with pytest.raises(UsageError, match="called b already"):
+            run.pipeline.add(Camera(uri=server.url, name="b"))
+        with pytest.raises(UsageError, match="no source called c; there are: a, b"):
+            run.pipeline.remove("c")
+        with pytest.raises(SourceError, match="no such file"):
+            run.pipeline.add(Camera(uri="nothing.mp4"))
+        run.pipeline.remove("b")
+        wait_for(lambda: len(run.pipeline.sources) == 1)
+        assert {window[0] for window in run.pipeline._estimator._windows} == {"a"}
+        before = run.of("b")[-1]
+        run.pipeline.add(Camera(uri=server.url, name="b"))
+        run.wait_for("b", len(run.of("b")) + 5)
+    assert run.of("b")[-1].epoch > before.epoch, "the name's epochs go on"
+    assert set(run.pipeline.summary().sources) == {"a", "b"}
+
+
+def test_the_last_camera_may_go_where_others_may_come(server, engine, detector) -> None:
+    settings = Settings(keep_open=True)
+    with Run(Pipeline(open_sources(cameras(server, "a")), engine, detector, settings)) as run:
+        run.wait_for("a", 3)
+        run.pipeline.remove("a")
+        wait_for(lambda: not run.pipeline.sources)
+        run.pipeline.add(Camera(uri=server.url, name="b"))
+        run.wait_for("b", 3)
+
+
+def test_people_of_all_cameras_share_calls_in_fair_turns(server, engine, detector) -> None:
+    names = tuple("abcdef")
+    pipeline = Pipeline(open_sources(cameras(server, *names)), slowed(engine, 0.05), detector, Settings(batch_frames=4))
+    with Run(pipeline) as run:
+        run.wait_for("a", 30)
+    assert max(engine.encoded) >= 4
+    assert pipeline.summary().people_per_batch > 2
+    counts = Counter(result.poses.source for result in run.results)
+    assert max(counts.values()) - min(counts.values()) <= 6, counts
+    for name in names:
+        indices = [frame.frame_index for frame in run.of(name)]
+        assert indices == sorted(set(indices))
+
+
+def test_a_wait_for_others_is_bounded(server, engine, detector) -> None:
+    """A second camera that sends five pictures a second never holds up one that sends thirty."""
+    asked = (*cameras(server, "quick"), *cameras(server, "slow", fps=5.0))
+    with Run(Pipeline(open_sources(asked), engine, detector, Settings(batch_wait_s=0.02))) as run:
+        run.wait_for("quick", 60)
+        run.wait_for("slow", 5)
+    steps_s = np.diff([frame.pts_s for frame in run.of("quick")])
+    assert np.median(steps_s) == pytest.approx(1 / 30, abs=0.01)
+
+
+def test_regions_leave_out_who_is_elsewhere(make_video, engine, detector) -> None:
+    left = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
+    clip = str(make_video(frames=20, people=2))
+    everybody = list(Pipeline(open_sources([clip]), engine, detector))
+    some = list(Pipeline(open_sources([Camera(uri=clip, regions=(left,))]), engine, detector))
+    assert {len(frame.people) for frame in everybody} == {2}
+    centres = [(pose.box[0] + pose.box[2]) / 2 for frame in some for pose in frame.people]
+    assert centres
+    assert max(centres) <= 80
+    assert {len(frame.people) for frame in some} == {1}
+
+
+def test_a_camera_may_have_its_own_detector_interval(make_video, engine, detector) -> None:
+    camera = Camera(uri=str(make_video(frames=20)), detect_every=5)
+    assert len(list(Pipeline(open_sources([camera]), engine, detector))) == 20
+    assert detector.runs == 4
+
+
+@pytest.mark.parametrize("lookahead", [None, 0, 1, 2])
+def test_lookahead_is_how_long_results_wait(make_video, engine, detector, lookahead: int | None) -> None:
+    engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
+    camera = Camera(uri=str(make_video(frames=15)), lookahead=lookahead)
+    pipeline = Pipeline(open_sources([camera]), engine, detector)
+    indices, late = [], []
+    for result in pipeline.results():
+        indices.append(result.poses.frame_index)
+        late.append(len(engine.encoded) - 1 - result.poses.frame_index)
+    assert indices == list(range(15))
+    assert late[0] == (2 if lookahead is None else lookahead)
+
+
+def test_more_lookahead_than_the_model_has_is_refused(make_video, engine, detector) -> None:
+    with pytest.raises(UsageError, match="lookahead 1, but this model looks 0 frames ahead"):
+        Pipeline(open_sources([Camera(uri=str(make_video()), lookahead=1)]), engine, detector)
+
+
+class Scripted:
+    """A camera that does as it is told: `act()` gives its pictures."""
+
+    name, live, fps = "camera", True, 30.0
+
+    def __init__(self, act: Callable[[], Iterator[Picture]]) -> None:
+        self._act = act
+
+    def pictures(self) -> Iterator[Picture]:
+        return self._act()
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_crash_of_a_reading_thread_ends_the_run_with_its_cause(make_video, engine, detector) -> None:
+    def act() -> Iterator[Picture]:
+        raise ZeroDivisionError("a bug")
+        yield
+
+    source = Source("cam", "camera", connect=lambda: Scripted(act), live=True)
+    pipeline = Pipeline([source, *open_sources([str(make_video(frames=3000))])], engine, detector)
+    with pytest.raises(StreamposeError, match="cam: the reading stage crashed with ZeroDivisionError: a bug"):
+        list(pipeline)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("source-")]
+
+
+def test_a_failure_of_something_beside_the_pipeline_ends_it(make_video, engine, detector) -> None:
+    pipeline = Pipeline(open_sources([str(make_video(frames=3000))]), engine, detector)
+    pipeline.fail(StreamposeError("the ticker broke"))
+    with pytest.raises(StreamposeError, match="the ticker broke"):
+        list(pipeline)
+
+
+def test_stopping_takes_less_than_two_seconds_whatever_blocks(make_video, engine, detector) -> None:
+    """A reader that hangs in its driver, and frames that wait for a slow engine."""
+    hang = threading.Event()
+
+    def act() -> Iterator[Picture]:
+        hang.wait(30)
+        raise DisconnectedError("gone")
+        yield
+
+    sources = [Source(f"cam{i}", "camera", connect=lambda: Scripted(act), live=True) for i in range(4)]
+    clip = open_sources([str(make_video(frames=3000))])
+    pipeline = Pipeline([*sources, *clip], slowed(engine, 0.4), detector, Settings(keep_trying=True))
+    with Run(pipeline) as run:
+        run.wait_for("clip", 2)
+        began = time.monotonic()
+        pipeline.stop()
+        run.join()
+        assert time.monotonic() - began < 2.0
+    hang.set()
+    summary = pipeline.summary().sources["clip"]
+    assert summary.frames + sum(summary.dropped.values()) <= summary.frames + 5
+    assert summary.dropped.get("stopped", 0) > 0
