@@ -241,7 +241,7 @@ def _as_posetrack(keypoints: Array, skeleton: str) -> Array:
 
 def _rounded(points: Array) -> NDArray[np.float64]:
     """(J, 3) with the digits of people.jsonl."""
-    rounded = np.round(points.astype(np.float64), SCORE_DIGITS)
+    rounded = np.asarray(np.round(points.astype(np.float64), SCORE_DIGITS), np.float64)
     rounded[:, :2] = np.round(rounded[:, :2], PIXEL_DIGITS)
     return rounded
 
