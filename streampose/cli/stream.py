@@ -214,3 +214,11 @@ def view(
             certificate=tls_cert,
             certificate_key=tls_key,
         )
+
+
+@app.command()
+def schema() -> None:
+    """Print the protocol of the stream for machines, as JSON."""
+    from streampose.schema import schema_text
+
+    write(schema_text().encode())
