@@ -331,7 +331,7 @@ def test_mistakes_are_told(publisher, tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
     for name, says in [
         ("none.parquet", "there is no recording"),
-        ("none.jsonl", "cannot read"),
+        ("none.jsonl", "there is no recording"),
         ("bad.jsonl", "line 1 is not one of people.jsonl"),
         ("bad.parquet", "is not a recording of streampose"),
         ("other.parquet", "is not a recording of streampose"),
