@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,20 +57,27 @@ def export(recording: Path, out: Path, form: str, source: str | None = None) -> 
     try:
         if form in ("coco", "posetrack"):
             return _export_runs(items, out, form, recording)
-        _check_free(out)
-        if form == "parquet":
-            _write_parquet(items, out)
-        else:
-            with out.open("x", encoding="utf-8", newline="") as file:
-                (_write_csv if form == "csv" else _write_jsonl)(items, file)
+        with _new(out):
+            if form == "parquet":
+                _write_parquet(items, out)
+            else:
+                with out.open("x", encoding="utf-8", newline="") as file:
+                    (_write_csv if form == "csv" else _write_jsonl)(items, file)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror}") from None
     return (out,)
 
 
-def _check_free(path: Path) -> None:
+@contextmanager
+def _new(path: Path) -> Iterator[None]:
+    """A block that makes a file, or leaves none behind."""
     if path.exists():
         raise UsageError(f"--out {path} exists; it is not overwritten")
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _write_parquet(items: Iterable[Item], out: Path) -> None:
@@ -132,9 +140,8 @@ def _export_runs(items: Iterable[Item], out: Path, form: str, recording: Path) -
         raise UsageError(f"{recording} has no frames to export")
     written = []
     for path, frames in _name_files(runs, out):
-        _check_free(path)
         made = to_coco(frames) if form == "coco" else to_posetrack(frames)
-        with path.open("x", encoding="utf-8") as file:
+        with _new(path), path.open("x", encoding="utf-8") as file:
             json.dump(made, file)
         written.append(path)
     return tuple(written)
@@ -234,7 +241,7 @@ def _as_posetrack(keypoints: Array, skeleton: str) -> Array:
 
 def _rounded(points: Array) -> NDArray[np.float64]:
     """(J, 3) with the digits of people.jsonl."""
-    rounded = np.round(points.astype(np.float64), SCORE_DIGITS)
+    rounded = np.asarray(np.round(points.astype(np.float64), SCORE_DIGITS), np.float64)
     rounded[:, :2] = np.round(rounded[:, :2], PIXEL_DIGITS)
     return rounded
 

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -169,7 +168,7 @@ class Inlet:
             while self._requests:
                 self._socket.send(self._requests.popleft())
             while self._monitor.poll(0):
-                self._follow(recv_monitor_message(self._monitor))
+                self._follow(recv_monitor_message(self._monitor)["event"])
             if self._socket in ready:
                 self._receive()
             self._look_at_the_clock()
@@ -185,9 +184,8 @@ class Inlet:
                 return
             self._put(parts)
 
-    def _follow(self, event: dict[str, Any]) -> None:
+    def _follow(self, kind: int) -> None:
         """Keep up with what happens to the connection."""
-        kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected, self.failure = True, None
             self.connections += 1

@@ -75,19 +75,30 @@ def read_recording(path: Path) -> Iterator[Item]:
     Raises:
         UsageError: it is not there, or not a recording.
     """
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path}: a recording ends in .parquet or .jsonl")
-    if path.suffix == ".jsonl":
-        return _read_lines(path)
-    journal = journal_of(path)
-    if not path.exists() and journal.exists():
-        log.warning("%s was not finished; reading %s", path, journal.name)
-        return _read_journal(journal)
-    if not path.is_file():
-        raise UsageError(f"there is no recording {path}")
+    found = find_recording(path)
+    if found.suffix == ".jsonl":
+        return _read_lines(found)
+    if found != path:
+        log.warning("%s was not finished; reading %s", path, found.name)
+        return _read_journal(found)
     from streampose.parquet import read_parquet
 
-    return read_parquet(path)
+    return read_parquet(found)
+
+
+def find_recording(path: Path) -> Path:
+    """The file that a recording is read from: its own, or its journal where it was not finished.
+
+    Raises:
+        UsageError: it is not there, or has no name of a recording.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"{path}: a recording ends in .parquet or .jsonl")
+    if path.is_file():
+        return path
+    if path.suffix == ".parquet" and journal_of(path).is_file():
+        return journal_of(path)
+    raise UsageError(f"there is no recording {path}")
 
 
 def _read_journal(path: Path) -> Iterator[Item]:

@@ -114,10 +114,10 @@ class _Track:
         """The pose, smoothed."""
         raw = np.concatenate([pose.keypoints[:, :2], pose.box.reshape(2, 2)]).astype(np.float64)
         scores = np.concatenate([pose.keypoints[:, 2], [1.0, 1.0]])
-        seen = scores >= settings.min_score
+        seen = np.asarray(scores >= settings.min_score)
         gone_s = pts_s - self._times_s
         known = gone_s <= max(settings.fill_s, 1.0)
-        bridged = ~seen & (gone_s <= settings.fill_s)
+        bridged = np.asarray(~seen & (gone_s <= settings.fill_s))
         shown = np.where(bridged[:, None], self._ahead(gone_s), raw)
         shown_scores = np.where(bridged, self._faded(gone_s, settings), scores)
         size_px = max(1.0, float(max(pose.box[2:] - pose.box[:2])))
@@ -135,7 +135,7 @@ class _Track:
         assert self._pose is not None
         gone_s = pts_s - self._times_s
         left = 1 - (pts_s - self.seen_s) / (settings.fill_s or 1.0)
-        known = np.isfinite(self.value).all(axis=1)
+        known = np.asarray(np.isfinite(self.value).all(axis=1))
         shown = np.where(known[:, None], self._ahead(np.where(known, gone_s, 0)), 0)
         scores = np.where(known & (gone_s <= settings.fill_s), self._faded(gone_s, settings), 0)
         return self._made(self._pose, shown, scores, self._pose.score * max(0.0, left), filled=True)

@@ -45,7 +45,9 @@ class OtherSchemaError(MessageError):
     """A message of another version of the protocol."""
 
 
-_KEYPOINT_RANGE = np.array([[-COORDINATE_LIMIT, -COORDINATE_LIMIT, 0], [COORDINATE_LIMIT, COORDINATE_LIMIT, 1]])
+_FARTHEST = np.float32(COORDINATE_LIMIT)
+_LEAST = np.array([-COORDINATE_LIMIT, -COORDINATE_LIMIT, 0], np.float32)
+_MOST = np.array([COORDINATE_LIMIT, COORDINATE_LIMIT, 1], np.float32)
 _encode = msgspec.msgpack.Encoder().encode
 _pose = msgspec.msgpack.Decoder(PoseHeader)
 _picture = msgspec.msgpack.Decoder(PictureHeader)
@@ -97,9 +99,11 @@ def encode_pose(
     )
     blob = b""
     if people:
-        boxes = np.stack([p.box for p in people]).clip(-COORDINATE_LIMIT, COORDINATE_LIMIT).astype("<f4")
-        keypoints = np.stack([p.keypoints for p in people]).clip(*_KEYPOINT_RANGE).astype("<f4")
-        blob = boxes.tobytes() + keypoints.tobytes()
+        boxes = np.concatenate([p.box for p in people])
+        keypoints = np.concatenate([p.keypoints for p in people])
+        np.minimum(np.maximum(boxes, -_FARTHEST, out=boxes), _FARTHEST, out=boxes)
+        np.minimum(np.maximum(keypoints, _LEAST, out=keypoints), _MOST, out=keypoints)
+        blob = boxes.astype("<f4", copy=False).tobytes() + keypoints.astype("<f4", copy=False).tobytes()
     return f"pose.{frame.source}".encode(), _encode(header), blob
 
 

@@ -151,9 +151,11 @@ def replay(
 
         from streampose.console import set_up_logging
         from streampose.outlet import Outlet
+        from streampose.recording import find_recording
         from streampose.replay import replay as play
 
         set_up_logging(context.obj)
+        find_recording(recording)
         log = logging.getLogger("streampose.cli")
         with Outlet(publish, keys=keys, insecure=insecure) as outlet:
             log.info("replaying at %s", outlet.endpoint)
@@ -214,3 +216,11 @@ def view(
             certificate=tls_cert,
             certificate_key=tls_key,
         )
+
+
+@app.command()
+def schema() -> None:
+    """Print the protocol of the stream for machines, as JSON."""
+    from streampose.schema import schema_text
+
+    write(schema_text().encode())
