@@ -49,7 +49,8 @@ def protocol_schema() -> dict[str, Any]:
     (references, components) = msgspec.json.schema_components(
         [*_TOPICS.values(), PersonHeader], ref_template="#/$defs/{name}"
     )
-    for kind in (*_TOPICS.values(), PersonHeader):
+    kinds: tuple[type[msgspec.Struct], ...] = (*_TOPICS.values(), PersonHeader)
+    for kind in kinds:
         _describe(components[kind.__name__], kind)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

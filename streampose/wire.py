@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -20,7 +20,6 @@ from streampose.messages import (
     PART_LIMIT,
     PEOPLE_LIMIT,
     SCHEMA,
-    Clock,
     Heartbeat,
     Hello,
     Integer,
@@ -93,7 +92,7 @@ def encode_pose(
         skeleton=frame.skeleton,
         dropped=frame.dropped,
         offsets=tuple(offsets),
-        clock=cast("Clock", frame.clock),
+        clock=frame.clock,
         people=tuple(PersonHeader(int(p.track_id), float(p.score), p.filled) for p in people),
         smoothed=smoothed,
     )

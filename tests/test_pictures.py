@@ -60,7 +60,8 @@ def test_nobody_looks_and_nothing_is_made(monkeypatch):
 @pytest.fixture
 def watcher():
     class Notes:
-        frames: list = []
+        def __init__(self):
+            self.frames = []
 
         def add(self, frame):
             self.frames.append(frame)
