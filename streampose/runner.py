@@ -16,8 +16,9 @@ from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
 from streampose.notify import notify
 from streampose.people import PersonDetector
-from streampose.pipeline import Pipeline, Result, Settings
+from streampose.pipeline import Pipeline, Result
 from streampose.publish import Publisher, check_loopback
+from streampose.settings import Settings
 from streampose.sources import PACES, Camera, open_sources
 from streampose.ticker import Listener, Ticker
 from streampose.types import PoseFrame

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streampose.errors import OutputError
 from streampose.monitor import Monitor, judge
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 from streampose.ticker import STUCK_S
 
