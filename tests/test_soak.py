@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from camera_kit import file_server, make_clip, wait_for
 from soak import resident_mb, soak
 
-SOAK_S = float(os.environ.get("STREAMPOSE_SOAK_S", "60"))
+SOAK_S = float(os.environ.get("STREAMPOSE_SOAK_S", "50"))
 
 pytestmark = pytest.mark.slow
 
