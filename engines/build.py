@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from streampose.engines.bundle import new_bundle, versions_of
-from streampose.engines.export import export_onnx
+from streampose.engines.export import export_network, export_onnx
 from streampose.engines.manifest import GRAPHS, SCHEMA, Manifest, sha256, write_manifest
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.engines.parity import REFERENCE, check, compare, demo_frames, record
@@ -20,7 +20,6 @@ from streampose.errors import ModelError, UsageError
 from streampose.geometry import crop_affine
 from streampose.model import FamiPose, load
 from streampose.model.checkpoint import DETECTOR, read_checkpoint
-from streampose.model.network import CropEncoder, KeypointFuser
 from streampose.model.person import PersonExport, PersonNetwork
 from streampose.people import PersonDetector, letterbox
 
@@ -81,17 +80,8 @@ def build_bundle(
         OutputError: `out` cannot be written.
     """
     input_size = input_size or network.input_size
-    frames = 1 + len(network.offsets)
     with new_bundle(out) as folder, torch.inference_mode():
-        two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
-        export_onnx(
-            CropEncoder(network), {"crops": two}, ["features"], folder / ENCODER, {"streampose.kind": "encoder"}
-        )
-        shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
-        window = {"features": torch.zeros(shape), "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1)}
-        export_onnx(
-            KeypointFuser(network), window, ["keypoints", "heatmaps"], folder / FUSER, {"streampose.kind": "fuser"}
-        )
+        export_network(network, folder, input_size)
         manifest = Manifest(
             schema=SCHEMA,
             kind="pose",
@@ -166,7 +156,8 @@ def gate_windows(
     rng = np.random.default_rng(0)
     pictures = demo_frames(1 + KEY_FRAMES[-1])
     detector = PersonDetector()
-    frames, affines = [], []
+    frames: list[list[int]] = []
+    affines: list[list[NDArray[np.float32]]] = []
     for key in KEY_FRAMES:
         indices = [key, *(max(key + offset, 0) for offset in offsets)]
         for box in detector.detect(pictures[key])[0]:

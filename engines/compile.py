@@ -41,6 +41,7 @@ class Job:
         source: bundle of ONNX graphs.
         out: folder that gets the target's graphs, see `graph_files`.
         manifest: of the source.
+        target: what is to run it.
         precision: one of the target's.
         max_batch: most people or windows of one run.
     """
@@ -48,20 +49,34 @@ class Job:
     source: Path
     out: Path
     manifest: Manifest
+    target: str
     precision: str
     max_batch: int
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What a target's compiler says of its work.
+
+    Attributes:
+        versions: of what compiled.
+        architecture: of the GPU that the graphs are for; empty for a CPU.
+    """
+
+    versions: dict[str, str]
+    architecture: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Compiler:
-    """How a target is compiled: a module with `compile_graphs(job) -> GPU architecture or ""`, imported when needed."""
+    """How a target is compiled: a module with `compile_graphs(job) -> Made`, imported when needed."""
 
     module: str
     precisions: tuple[str, ...]
     extra: str
     packages: tuple[str, ...]
 
-    def load(self) -> Callable[[Job], str]:
+    def load(self) -> Callable[[Job], Made]:
         try:
             module = importlib.import_module(self.module)
         except ModuleNotFoundError as error:
@@ -69,7 +84,7 @@ class _Compiler:
             if package not in self.packages:
                 raise
             raise MissingExtraError(package, self.extra) from None
-        compile_graphs: Callable[[Job], str] = module.compile_graphs
+        compile_graphs: Callable[[Job], Made] = module.compile_graphs
         return compile_graphs
 
 
@@ -133,17 +148,16 @@ def compile_bundle(
         )
     reference = read_reference(source)
     with new_bundle(out) as folder:
-        architecture = _compile(Job(source, folder, manifest, precision, max_batch), target)
+        made = _compile(Job(source, folder, manifest, target, precision, max_batch))
         shutil.copyfile(source / REFERENCE, folder / REFERENCE)
         on_gpu = target != "onnxruntime"
         compiled = msgspec.structs.replace(
             manifest,
             target=target,
             precision=precision,
-            files={name: sha256(folder / name) for name in (*graph_files("pose", target), REFERENCE)},
-            versions=manifest.versions
-            | versions_of(("onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "cuda-bindings")),
-            gpu_architecture=architecture,
+            files={path.name: sha256(path) for path in sorted(folder.iterdir())},
+            versions=manifest.versions | versions_of(("onnx",)) | made.versions,
+            gpu_architecture=made.architecture,
             max_batch=max_batch if on_gpu else 0,
             compiled_from={name: manifest.files[name] for name in graph_files("pose", "onnxruntime")},
             parity={},
@@ -155,15 +169,15 @@ def compile_bundle(
     return compiled
 
 
-def _compile(job: Job, target: str) -> str:
-    """Fill the job's folder; return the GPU architecture that the graphs are for, if any."""
-    if (target, job.precision) == ("onnxruntime", "fp32"):
+def _compile(job: Job) -> Made:
+    """Fill the job's folder."""
+    if (job.target, job.precision) == ("onnxruntime", "fp32"):
         for name in graph_files("pose", "onnxruntime"):
             shutil.copyfile(job.source / name, job.out / name)
-        return ""
-    if target not in _COMPILERS:
-        raise ModelError(f"{target} is compiled from a checkpoint, not from a bundle; give --checkpoint FILE")
-    return _COMPILERS[target].load()(job)
+        return Made({})
+    if job.target not in _COMPILERS:
+        raise ModelError(f"{job.target} is compiled from a checkpoint, not from a bundle; give --checkpoint FILE")
+    return _COMPILERS[job.target].load()(job)
 
 
 def build_engine(

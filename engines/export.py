@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streampose.engines.manifest import graph_files
 from streampose.errors import MissingExtraError
+from streampose.model import FamiPose
+from streampose.model.network import CropEncoder, KeypointFuser
 
 try:
     import onnx
@@ -98,6 +101,23 @@ def export_onnx(
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def export_network(network: FamiPose, folder: Path, input_size: tuple[int, int]) -> None:
+    """Write a pose network as the two graphs of a bundle, see `streampose.engines.manifest.graph_files`.
+
+    Args:
+        network: with supporting frames, in evaluation mode.
+        folder: gets the files.
+        input_size: (height, width) of the crops.
+    """
+    frames = 1 + len(network.offsets)
+    encoder, fuser = (folder / name for name in graph_files("pose", "onnxruntime"))
+    two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
+    export_onnx(CropEncoder(network), {"crops": two}, ["features"], encoder, {"streampose.kind": "encoder"})
+    shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
+    window = {"features": torch.zeros(shape), "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1)}
+    export_onnx(KeypointFuser(network), window, ["keypoints", "heatmaps"], fuser, {"streampose.kind": "fuser"})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The exported ONNX graphs, rewritten: deformable convolution as GridSample or as our plugin; half precision.
+"""The exported ONNX graphs, rewritten: deformable convolution as GridSample; half precision.
 
 Needs onnx, and no torch. Every rewriting returns a new model.
 """
@@ -15,10 +15,6 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from streampose.errors import ModelError
-
-PLUGIN_DOMAIN = "streampose"
-PLUGIN = "deform_conv"
-"""Our TensorRT plugin's namespace and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,42 +37,11 @@ class _DeformConv:
         return self.kernel[0] * self.kernel[1]
 
 
-def to_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every DeformConv as a node of our TensorRT plugin, `streampose::deform_conv`.
-
-    Its inputs are x, offset, mask, weight, bias; its attributes int64 lists `stride`, `padding`, `dilation`, (vertical,
-    horizontal), and integers `groups` and `offset_groups`; `aot` = 1 asks for the ahead-of-time implementation.
-
-    Raises:
-        ModelError: a node without mask or bias, or with padding that differs from side to side.
-    """
-    model = _copy(model)
-    for conv in _deform_convs(model):
-        x, weight, offset, bias, mask = conv.node.input
-        node = helper.make_node(
-            PLUGIN,
-            [x, offset, mask, weight, bias],
-            list(conv.node.output),
-            name=conv.node.name,
-            domain=PLUGIN_DOMAIN,
-            stride=conv.strides,
-            padding=conv.pads,
-            dilation=conv.dilations,
-            groups=conv.groups,
-            offset_groups=conv.offset_groups,
-            plugin_namespace=PLUGIN_DOMAIN,
-            aot=1,
-        )
-        _replace(model, conv.node, [node])
-    model.opset_import.append(helper.make_opsetid(PLUGIN_DOMAIN, 1))
-    return model
-
-
 def to_grid_sample(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every DeformConv as GridSample, a product with the mask and a 1x1 convolution: for what takes no plugin.
 
     Raises:
-        ModelError: as `to_plugin`.
+        ModelError: a node without mask or bias, or with padding that differs from side to side.
     """
     model = _copy(model)
     for index, conv in enumerate(_deform_convs(model)):
@@ -90,7 +55,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
     `features`, the seam between encoder and fuser, becomes float16 too; the other inputs and outputs stay as they are.
     A node is float32 if a sampling position depends on it with no convolution between, if it depends on the heatmaps,
-    or if it looks maps up. The plugin has float16 maps and float32 offsets.
+    or if it looks maps up.
     """
     model = _copy(model)
     graph = model.graph
@@ -101,7 +66,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     starts = [output for node in graph.node if node.op_type == "Conv" for output in node.output]
     features = [value for value in (*graph.input, *graph.output) if value.name == "features"]
     half = nodes.after([*starts, *(value.name for value in features)])
-    half |= {node.output[0] for node in graph.node if node.op_type in ("Conv", PLUGIN)}
+    half |= set(starts)
     _retype(model, half - single - looked_up, nodes.types)
     return model
 
@@ -158,7 +123,7 @@ class _Nodes:
 
 def _positions(node: NodeProto) -> tuple[int, ...]:
     """Which inputs of a node are sampling positions."""
-    return {"GridSample": (1,), "DeformConv": (2,), PLUGIN: (1,)}.get(node.op_type, ())
+    return {"GridSample": (1,), "DeformConv": (2,)}.get(node.op_type, ())
 
 
 def _retype(model: onnx.ModelProto, half: set[str], types: Mapping[str, int]) -> None:

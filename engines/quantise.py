@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import (  # type: ignore[import-untyped]
+from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
     QuantFormat,
     QuantType,
     quantize_static,
 )  # fmt: skip
-from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from streampose.engines.compile import Job
+from streampose.engines.bundle import versions_of
+from streampose.engines.compile import Job, Made
 from streampose.engines.manifest import graph_files
 from streampose.engines.parity import demo_frames
 from streampose.geometry import crop_affine, cut
@@ -40,7 +41,7 @@ CALIBRATION_FRAMES = range(50, 100, 5)
 OPERATORS = ("Conv", "Clip", "Relu", "Add", "Resize")
 
 
-def compile_graphs(job: Job) -> str:
+def compile_graphs(job: Job) -> Made:
     """Write the quantised encoder and the fuser as it is; see `streampose.engines.compile`."""
     encoder, fuser = graph_files("pose", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -54,7 +55,7 @@ def compile_graphs(job: Job) -> str:
             nodes_to_exclude=convolutions[:FLOAT_CONVOLUTIONS],
         )  # fmt: skip
     shutil.copyfile(job.source / fuser, job.out / fuser)
-    return ""
+    return Made(versions_of(("onnxruntime",)))
 
 
 def people_crops(size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -33,7 +33,7 @@ class TorchEngine:
         pixels = torch.from_numpy(cut_all(crops, self.manifest.input_size))
         return [
             feature
-            for part in pixels.split(CHUNK)
+            for part in torch.split(pixels, CHUNK)
             for feature in self._network.encode(normalise(part.to(self._device)))
         ]
 

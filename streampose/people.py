@@ -8,7 +8,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from streampose.engines.manifest import GRAPHS, bundled_names, locate_bundle, read_manifest

@@ -167,9 +167,52 @@ def test_it_exports_with_whatever_numbers(whole: bool, tmp_path: Path) -> None:
     assert np.abs(found - wanted).max() < 1e-4 * wanted.std()
 
 
-def test_the_operator_is_well_formed() -> None:
+NUMBERS = [2, 1], [1, 2], [1, 2], 2, 3
+NAMES = ("x", "offset", "mask", "weight", "bias")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_operator_is_well_formed(whole: bool, dtype: torch.dtype) -> None:
     given = tensors(2, 2, 3)
-    arguments = (*(given[n] for n in ("x", "offset", "mask", "weight", "bias")), [2, 1], [1, 2], [1, 2], 2, 3)
-    torch.library.opcheck(
-        torch.ops.streampose.deform_conv2d.default, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    arguments = [given[name].to(dtype) if name != "offset" else given[name] for name in NAMES]
+    arguments = [tensor.requires_grad_() for tensor in arguments]
+    if not whole:
+        arguments[2] = arguments[4] = None  # type: ignore[assignment]
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.streampose.deform_conv2d.default, (*arguments, *NUMBERS), test_utils=checks)
+
+
+@pytest.mark.parametrize("wanted", [NAMES, ("x",), ("offset", "bias"), ("mask", "weight")])
+def test_the_operators_gradients_are_the_references(wanted: tuple[str, ...]) -> None:
+    given = tensors(2, 2, 3)
+    leaves = {name: given[name].detach().requires_grad_(name in wanted) for name in NAMES}
+    outward = torch.randn(2, 8, 5, 9, generator=torch.Generator().manual_seed(0))
+    asked = [leaves[name] for name in wanted]
+    found = torch.autograd.grad(torch.ops.streampose.deform_conv2d(*leaves.values(), *NUMBERS), asked, outward)
+    expected = torch.autograd.grad(deform_conv2d(*leaves.values(), *NUMBERS), asked, outward)
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(found, expected, strict=True))
+
+
+def test_the_operators_gradients_do_without_mask_and_bias() -> None:
+    given = tensors(2, 2, 3)
+    x = given["x"].detach().requires_grad_()
+    y = torch.ops.streampose.deform_conv2d(x, given["offset"], None, given["weight"], None, *NUMBERS)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad(deform_conv2d(x, given["offset"], None, given["weight"], None, *NUMBERS).sum(), x)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_positions_keep_their_precision_in_half_storage(dtype: torch.dtype) -> None:
+    """A ramp over 512 cells, looked up a hundredth of a cell off: half would round that to a quarter of a cell."""
+    width = 512
+    x = torch.linspace(0, 1, width).expand(1, 1, 1, width).to(dtype)
+    offset = torch.zeros(1, 2, 1, width)
+    offset[:, 1] = 0.01
+    weight = torch.full((1, 1, 1, 1), 512.0, dtype=dtype)
+    found = deform_conv2d(x, offset, None, weight)
+    wanted = torch.nn.functional.conv2d(x.double() * 0.99, weight.double())
+    wanted[..., :-1] += 5.12 * x[..., 1:].double()
+    assert found.dtype == dtype
+    assert ((found.double() - wanted).abs() <= torch.finfo(dtype).eps * wanted.abs()).all()

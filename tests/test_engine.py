@@ -99,7 +99,6 @@ def swap(folder: Path) -> None:
         (swap, {}, "are no encoder and fuser"),
         (lambda _: None, {"input_size": (128, 96)}, "the manifest says"),
         (lambda _: None, {"offsets": [-1]}, "takes windows of"),
-        (lambda _: None, {"target": "tensorrt"}, "is built for tensorrt, which cannot run here"),
     ],
 )
 def test_a_bundle_that_cannot_run_is_refused_in_one_line(change, fields, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

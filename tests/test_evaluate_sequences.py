@@ -297,3 +297,13 @@ def test_options_that_do_not_go_together(root: Path, options: dict[str, Any], me
 def test_options_of_a_model_do_not_go_with_predictions(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="goes with --dataset posetrack, jhmdb, coco and a --model only"):
         run_eval("posetrack", tmp_path, None, pred=tmp_path, **options)
+
+
+def test_labels_without_head_boxes_are_refused_before_anything_runs(root: Path, stub: Any) -> None:
+    def headless(content: dict[str, Any]) -> None:
+        del content["annotations"][0]["bbox_head"]
+
+    edit(root / "annotations/val/000007_test.json", headless)
+    with pytest.raises(UsageError, match="has no head box"):
+        evaluate(root)
+    assert stub.encoded == []

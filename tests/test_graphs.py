@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="needs the [train] extra")
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from streampose.engines.graphs import PLUGIN, PLUGIN_DOMAIN, to_float_input, to_grid_sample, to_half, to_plugin
+from streampose.engines.graphs import to_float_input, to_grid_sample, to_half
 from streampose.engines.manifest import bundled_names, locate_bundle
 from streampose.errors import ModelError
 
@@ -71,26 +70,11 @@ def test_grid_sample_computes_what_deform_conv_does(change: dict[str, Any]) -> N
     np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
-def test_the_plugins_node_has_the_geometry_of_the_standard_one() -> None:
-    model, _ = deformable(**ASYMMETRIC)
-    rewritten = to_plugin(model)
-    (node,) = rewritten.graph.node
-    assert (node.op_type, node.domain) == (PLUGIN, PLUGIN_DOMAIN)
-    assert list(node.input) == ["x", "offset", "mask", "weight", "bias"]
-    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    assert values == {
-        "stride": [2, 1], "padding": [2, 1], "dilation": [1, 2], "groups": 2, "offset_groups": 3,
-        "plugin_namespace": PLUGIN_DOMAIN.encode(), "aot": 1,
-    }  # fmt: skip
-    assert PLUGIN_DOMAIN in {opset.domain for opset in rewritten.opset_import}
-    assert [node.op_type for node in model.graph.node] == ["DeformConv"], "the given model was changed"
-
-
-def test_deformable_convolutions_that_the_plugin_does_not_know_are_refused() -> None:
+def test_a_deformable_convolution_without_a_mask_is_refused() -> None:
     model, _ = deformable(**ASYMMETRIC)
     del model.graph.node[0].input[4]
     with pytest.raises(ModelError, match="has mask, bias and the same padding"):
-        to_plugin(model)
+        to_grid_sample(model)
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +97,15 @@ def test_the_fuser_in_grid_sample_form(lite: dict[str, Any], window: dict[str, A
 
 
 @needs_lite
-def test_the_fuser_in_plugin_form_keeps_everything_else(lite: dict[str, Any]) -> None:
-    before = Counter(node.op_type for node in lite["fuser"].graph.node)
-    after = Counter(node.op_type for node in to_plugin(lite["fuser"]).graph.node)
-    assert before["DeformConv"] == 1
-    assert after == before - Counter({"DeformConv": 1}) + Counter({PLUGIN: 1})
-
-
-@needs_lite
 def test_in_half_precision_positions_are_float32(lite: dict[str, Any]) -> None:
-    """What reaches a grid or the plugin's offsets is never rounded to float16 after the last convolution."""
-    model = to_half(to_plugin(lite["fuser"]))
+    """What reaches a grid or offsets is never rounded to float16 after the last convolution."""
+    model = to_half(lite["fuser"])
     writer = {output: node for node in model.graph.node for output in node.output}
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     to_float16 = {
         node.output[0] for node in casts if helper.get_attribute_value(node.attribute[0]) == TensorProto.FLOAT16
     }
-    positions = {"GridSample": 1, PLUGIN: 1}
+    positions = {"GridSample": 1, "DeformConv": 2}
     waiting = [node.input[positions[node.op_type]] for node in model.graph.node if node.op_type in positions]
     assert len(waiting) == 3
     seen = set()
@@ -141,9 +117,7 @@ def test_in_half_precision_positions_are_float32(lite: dict[str, Any]) -> None:
         seen.add(name)
         assert name not in to_float16, name
         waiting.extend(node.input)
-    (plugin,) = (node for node in model.graph.node if node.op_type == PLUGIN)
     halves = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
-    assert set(plugin.input[3:]) <= halves
     assert sum(node.op_type == "Conv" for node in model.graph.node) == sum(
         node.op_type == "Conv" and node.input[1] in halves for node in model.graph.node
     )

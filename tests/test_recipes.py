@@ -179,9 +179,41 @@ def test_a_run_is_continued_and_never_overwritten(posetrack: Path, tmp_path: Pat
     assert (tmp_path / "out/fuser/checkpoint.pt").read_bytes() == before
 
 
+def test_the_information_term_is_weighed_as_the_squared_error_is(posetrack: Path, tmp_path: Path) -> None:
+    """`total` is the heatmap's error and 0.5 / (16 x 16 cells) of the term, which is logged in nats."""
+    trained(tmp_path, posetrack, more=["*.loop.log_every=1"])
+    rows = [row.split(",") for row in (tmp_path / "out/fuser/log.csv").read_text().splitlines()]
+    first = {name: float(value) for step, group, name, value in rows if (step, group) == ("1", "loss")}
+    assert first["support"] > 1
+    assert first["total"] == pytest.approx(first["heatmap"] + 0.5 / 256 * first["support"], rel=1e-4)
+
+
+def test_another_recipe_does_not_go_on_with_a_run(posetrack: Path, tmp_path: Path) -> None:
+    trained(tmp_path, posetrack)
+    saved = (tmp_path / "out/recipe.json").read_bytes()
+    for change, message in (
+        ("fuser.loop.lr=0.5", "fuser.loop.lr = 0.001, not 0.5"),
+        ('*.backbone="hrnet-w32"', "encoder.backbone = 'lite', not 'hrnet-w32'"),
+        ("encoder.loop.seed=9", "encoder.loop.seed"),
+        ("fuser.sigma=5.0", "fuser.sigma"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            trained(tmp_path, posetrack, more=[change], resume=True)
+    with pytest.raises(UsageError, match=r"out/fuser was trained on encoder after 4 steps, which is to have 6 now"):
+        trained(tmp_path, posetrack, more=["encoder.loop.epochs=3"], resume=True)
+    assert (tmp_path / "out/recipe.json").read_bytes() == saved
+    trained(tmp_path, posetrack, more=["fuser.loop.epochs=3", "*.loop.log_every=1"], resume=True)
+    assert torch.load(tmp_path / "out/fuser/checkpoint.pt", weights_only=True)["step"] == 6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("fuser.loop.lr=nan", "lr is a finite number, got nan"),
+        ("fuser.augment={half_body=-1.0}", "augment.half_body is a number, not negative"),
+        ("fuser.augment={rotation_deg=nan}", "augment.rotation_deg is a number"),
+        ("fuser.sigma=nan", "sigma is above 0"),
+        ('fuser.name="../evil"', "a stage's name is letters"),
         ("fuser.loop.stepz=7", "stepz"),
         ("fuser.offset=[1]", "offset"),
         ("nobody.loop.steps=7", "stages are: encoder, fuser"),

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from torch.nn import functional
 
 from streampose.errors import ModelError, UsageError
 from streampose.model import FamiPose, fami_pose
+from streampose.model import released as released_module
 from streampose.model.released import released_name, translate
+from streampose.plugins.deform_conv import deform_conv2d
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -96,6 +99,40 @@ def test_it_equals_the_authors_program() -> None:
     for name, tensor in found.items():
         assert tensor.shape == wanted[name].shape
         assert np.abs(tensor.numpy() - wanted[name]).max() <= BOUND * wanted[name].std(), name
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_every_deformable_convolution_is_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another seed, step by step: given a step's input, ONNX Runtime's DeformConv computes the same. From end
+    to end two programs part at once, since offsets of thousands of cells make other results of other last bits."""
+    onnx = pytest.importorskip("onnx", reason="needs the [train] extra")
+    import onnxruntime as ort
+
+    steps: list[float] = []
+
+    def spy(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        found = deform_conv2d(x, offset, mask, weight, bias, **options)
+        pad, dilation = options["padding"], options["dilation"]
+        node = onnx.helper.make_node(
+            "DeformConv", list("xwobm"), ["y"], kernel_shape=weight.shape[2:], pads=[*pad, *pad], dilations=dilation,
+            offset_group=options["offset_groups"],
+        )  # fmt: skip
+        feed = dict(zip("xwobm", (t.contiguous().numpy() for t in (x, weight, offset, bias, mask)), strict=True))
+        declared = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, v.shape) for n, v in feed.items()]
+        output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * 4)
+        graph = onnx.helper.make_graph([node], "one", declared, [output])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10)
+        wanted = ort.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+        steps.append(float(np.abs(found.numpy() - wanted).max() / wanted.std()))
+        return found
+
+    monkeypatch.setattr(released_module, "deform_conv2d", spy)
+    network = released()
+    network.load_released(tensors(5))
+    network.eval()(moving_frames(5))
+    assert len(steps) >= 4
+    assert max(steps) <= BOUND
 
 
 @pytest.mark.slow

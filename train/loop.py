@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import cv2
 import numpy as np
@@ -113,7 +113,7 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
     if resume and (out / NAME).exists():
         restore(out / NAME, state, group.rank)
     loader = _open_loader(task, settings, plan, state.step, group)
-    batches, meter = iter(loader), _Meter(task.loss_weights, group, settings)
+    batches, meter = _start(loader), _Meter(task.loss_weights, group, settings)
     state.model.train()
     learnt = [p for parameters in state.optimizer.param_groups for p in parameters["params"]]
     with ExitStack() as stack:
@@ -127,7 +127,8 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
             parts = [_to(next(batches), group.device) for _ in range(settings.accumulate)]
             stopping = _backward(task, settings, state, parts, meter, group, stop.asked)
             meter.check(state.step, out / NAME)
-            _step(state, learnt, settings, group)
+            if not _step(state, learnt, settings, group):
+                meter.stop(state.step, "a gradient", out / NAME)
             state.step += 1
             bar.update(job, completed=state.step)
             last = state.step == plan.steps
@@ -193,14 +194,19 @@ def _backward(
     return meter.take(sums, stop)
 
 
-def _step(state: TrainingState, learnt: Sequence[nn.Parameter], settings: LoopSettings, group: Group) -> None:
+def _step(state: TrainingState, learnt: Sequence[nn.Parameter], settings: LoopSettings, group: Group) -> bool:
+    """Follow the gradients. False, and nothing changed, where one is not finite (in fp16 it halves the scale)."""
     group.sum_gradients(learnt)
     state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in learnt if p.grad is not None])
+    if not state.scaler.is_enabled() and not torch.isfinite(norm):
+        return False
     if settings.grad_clip:
-        nn.utils.clip_grad_norm_(learnt, settings.grad_clip)
+        nn.utils.clip_grads_with_norm_(learnt, settings.grad_clip, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     _follow(state.ema, state.model, min(settings.ema_decay, (1 + state.step) / (10 + state.step)))
+    return True
 
 
 class _Meter:
@@ -228,8 +234,12 @@ class _Meter:
         """Stop where the last step's loss is not finite."""
         broken = [name for name, value in self._last.items() if not np.isfinite(value)]
         if broken:
-            advice = f"lower lr, then --resume from {checkpoint}" if checkpoint.exists() else "lower lr and begin anew"
-            raise TrainingError(f"the loss is not finite at step {step} ({', '.join(broken)}); {advice}")
+            self.stop(step, f"the loss ({', '.join(broken)})", checkpoint)
+
+    def stop(self, step: int, what: str, checkpoint: Path) -> NoReturn:
+        """Raise TrainingError: something is not finite."""
+        advice = f"lower lr, then --resume from {checkpoint}" if checkpoint.exists() else "lower lr and begin anew"
+        raise TrainingError(f"{what} is not finite at step {step}; {advice}")
 
     def means(self) -> dict[str, float]:
         """Mean of each term, and of their weighted sum, since the last call of `speed`."""
@@ -285,6 +295,16 @@ def _open_loader(task: Task, settings: LoopSettings, plan: Plan, first: int, gro
     )
 
 
+def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, deaf to signals until `_settle_worker` has them leave the parent's process group."""
+    deaf = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Guarded(Dataset[Any]):
     """A data set whose errors of ours come as samples: torch would put a worker's traceback into their message."""
 
@@ -330,11 +350,14 @@ def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def _settle_worker(_worker: int) -> None:
     """Leave the parent's process group: a Ctrl-C or SIGTERM to all of it is for the parent, which ends its workers."""
     os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)  # forgets one that came meanwhile
+        signal.signal(name, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 class _StopFlag:
-    """SIGINT and SIGTERM ask for a stop after the current step."""
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one ends what hangs, as without us."""
 
     asked = False
 
@@ -348,3 +371,4 @@ class _StopFlag:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
+        self.__exit__()

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from streampose.errors import ModelError, UsageError
 from streampose.model import FamiPose, fami_pose, load, normalise
-from streampose.model.fuser import Fuser
+from streampose.model.fuser import STRIDE, Fuser
 from streampose.model.lite import LiteEncoder
 from streampose.model.mobile import folded
 from streampose.skeleton import COCO17, Skeleton
@@ -138,7 +138,9 @@ class FuserTask(_PoseTask):
         assert model.fuser is not None
         if stage.support_information:
             self.auxiliary = SupportDecoder(model.fuser.aligned_channels, model.joints)
-        self.loss_weights = {"heatmap": 1.0, "support": stage.support_information, "gain_nats": 0.0}
+        cells = stage.size[0] * stage.size[1] // STRIDE**2
+        share = 1 / cells if model.heatmap == "gaussian" else 1.0  # a squared error is a mean over cells, too
+        self.loss_weights = {"heatmap": 1.0, "support": share * stage.support_information, "gain_nats": 0.0}
         self._encoder: nn.Module | None = None
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from streampose.train.posetrack_labels import (
     read_sequence,
     read_sequences,
 )
-from streampose.train.posetrack_score import score_posetrack
+from streampose.train.posetrack_score import require_heads, score_posetrack
 from streampose.train.predict import Place, PoseModel, Window, estimate_subjects
 from streampose.train.submission import FramePoses, posetrack_submission
 
@@ -100,6 +100,7 @@ def evaluate_model(
             f"PoseTrack needs a model with those of {POSETRACK.name}"
         )
     truth = read_sequences(gt)
+    require_heads(truth)
     root = find_root(images, gt, truth[0].frames[0].file_name)
     propose, where = _proposals(boxes, detector, truth)
     found = []

@@ -101,6 +101,14 @@ class _Compared:
     right: Flags  # (P, J) the predicted joint is right
 
 
+def require_heads(truth: Sequence[PosetrackSequence]) -> None:
+    """Raise UsageError where a labelled person has no head box: sizes are measured by it."""
+    for sequence in truth:
+        for frame in sequence.frames:
+            if frame.people and np.isnan(_people(frame, frame).heads).any():
+                raise UsageError(f"{sequence.path}: a person of {frame.file_name} has no head box")
+
+
 def score_posetrack(truth: Sequence[PosetrackSequence], found: Sequence[PosetrackSequence]) -> PosetrackFigures:
     """Figures of predictions.
 

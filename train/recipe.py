@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,20 @@ from streampose.errors import UsageError
 from streampose.train.settings import LoopSettings
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+def _check_numbers(name: str, values: Mapping[str, float], highest: float = math.inf) -> None:
+    """Raise ValueError where a value is not a number from 0 to `highest`."""
+    for key, value in values.items():
+        if not (math.isfinite(value) and 0 <= value <= highest):
+            limit = "" if highest == math.inf else f" and at most {highest:g}"
+            raise ValueError(f"{name}.{key} is a number, not negative{limit}; got {value}")
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    _check_numbers("shares", shares)
+    if shares and not sum(shares.values()):
+        raise ValueError("shares: one of them is above 0")
 
 
 class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -53,7 +69,10 @@ class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froze
             raise ValueError(f"size is (height, width), both divisible by 32, got {list(self.size)}")
         if (self.data == "pack") != bool(self.shares):
             raise ValueError('shares of sets belong to data = "pack", and it needs them')
-        if self.sigma <= 0 or self.clip_every < 1 or self.validate_people < 0:
+        _check_shares(self.shares)
+        for key, value in self.augment.items():
+            _check_numbers("augment", {key: value}, {"rotation_deg": 180.0, "half_body_joints": 17.0}.get(key, 1.0))
+        if not 0 < self.sigma < math.inf or self.clip_every < 1 or self.validate_people < 0:
             raise ValueError("sigma is above 0, clip_every at least 1, validate_people not negative")
 
 
@@ -76,7 +95,8 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
         offsets: supporting frames relative to the key frame.
         alignment: see `fami_pose`.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
-        support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out.
+        support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
+            Gaussian heatmaps it is divided by their number of cells.
     """
 
     offsets: tuple[int, ...] = (-4, -3, -2, -1)
@@ -107,6 +127,14 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
     clip_every: int = 5
     mosaic: float = 0.4
 
+    def __post_init__(self) -> None:
+        _check_shares(self.shares)
+        _check_numbers("stage", {"mosaic": self.mosaic}, 1.0)
+        if self.size < 32 or self.size % 32 or self.clip_every < 1:
+            raise ValueError(
+                f"size is divisible by 32 and clip_every at least 1, got {self.size} and {self.clip_every}"
+            )
+
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A file of `train/recipes`: stages trained one after the other, each from the weights of the one before."""
@@ -119,6 +147,11 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("a recipe has at least one stage")
         if len({stage.name for stage in self.stage}) < len(self.stage):
             raise ValueError("two stages have the same name")
+        for stage in self.stage:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", stage.name):
+                raise ValueError(
+                    f"a stage's name is letters, digits, - and _, for it names a folder; got {stage.name!r}"
+                )
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

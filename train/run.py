@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -20,6 +21,10 @@ from streampose.train.recipe import EncoderStage, FuserStage, PersonStage, Recip
 log = logging.getLogger(__name__)
 
 SAVED = "recipe.json"
+CHANGEABLE = {
+    "steps", "epochs", "milestones", "workers", "threads", "device", "log_every", "checkpoint_every", "validate_every",
+}  # fmt: skip
+"""What of a stage's loop may differ where a run goes on: how long, how fast and how often, not what is learnt."""
 
 
 def run_recipe(
@@ -49,15 +54,17 @@ def run_recipe(
         raise UsageError("training needs --data DIR, the folder of the recipe's data set (docs/training.md)")
     out = out or Path("runs") / chosen.name
     with open_group(chosen.stage[0].loop.device) as group:
-        if (out / SAVED).exists() and not resume:
-            raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
+        if (out / SAVED).exists():
+            if not resume:
+                raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
+            _check_same(out, chosen)
         group.wait()
         return _train_stages(chosen, data, out, resume, group)
 
 
 def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Group) -> Path:
     before: Path | None = None
-    for stage in recipe.stage:
+    for place, stage in enumerate(recipe.stage):
         folder = out / stage.name
         checkpoint = folder / NAME
         if resume and stage.loop.steps and _steps_done(checkpoint) >= stage.loop.steps:
@@ -65,7 +72,9 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
         else:
             torch.manual_seed(stage.loop.seed)  # the weights that a network begins with
             task = _task(stage, data, before)
-            log.info("%s: %d steps", stage.name, stage.loop.plan(task.epoch_samples).steps)
+            steps = stage.loop.plan(task.epoch_samples).steps
+            _check_later(out, recipe, place, _steps_done(checkpoint), steps)
+            log.info("%s: %d steps", stage.name, steps)
             if group.leads:
                 _save(out, recipe)
             fit(task, stage.loop, folder, resume, group)
@@ -73,6 +82,42 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
         before = checkpoint
     assert before is not None
     return before
+
+
+def _check_same(out: Path, recipe: Recipe) -> None:
+    """Raise UsageError where the run in `out` learns something else than `recipe` says."""
+    try:
+        saved = msgspec.json.decode((out / SAVED).read_bytes(), type=Recipe)
+    except (OSError, msgspec.DecodeError, UsageError) as error:
+        raise UsageError(f"{out / SAVED} cannot be read ({error}); choose another --out") from error
+    if [stage.name for stage in saved.stage] != [stage.name for stage in recipe.stage]:
+        raise UsageError(f"{out} holds a run with other stages; choose another --out")
+    for old, new in zip(saved.stage, recipe.stage, strict=True):
+        before, now = _flat(old), _flat(new)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and key.removeprefix("loop.") not in CHANGEABLE:
+                raise UsageError(
+                    f"{out} holds a run with {old.name}.{key} = {before.get(key)!r}, not {now.get(key)!r}; "
+                    "go on with the same recipe, or choose another --out"
+                )
+
+
+def _flat(stage: EncoderStage | FuserStage | PersonStage) -> dict[str, Any]:
+    """A stage's settings by their keys, those of its loop as "loop.KEY"."""
+    values: dict[str, Any] = msgspec.to_builtins(stage)
+    loop = values.pop("loop")
+    return values | {f"loop.{key}": value for key, value in loop.items()}
+
+
+def _check_later(out: Path, recipe: Recipe, place: int, done: int, steps: int) -> None:
+    """Raise UsageError where a stage is to be trained further on which a later one was built."""
+    later = [stage.name for stage in recipe.stage[place + 1 :] if (out / stage.name / NAME).exists()]
+    if later and done < steps:
+        name = recipe.stage[place].name
+        raise UsageError(
+            f"{out / later[0]} was trained on {name} after {done} steps, which is to have {steps} now; remove it and "
+            "resume, or choose another --out"
+        )
 
 
 def _task(stage: EncoderStage | FuserStage | PersonStage, data: Path, before: Path | None) -> Task:

@@ -68,6 +68,9 @@ class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UsageError(f"{name} is at least 1, got {getattr(self, name)}")
         if min(self.validate_every, self.workers, self.threads, self.warmup_steps) < 0:
             raise UsageError("validate_every, workers, threads and warmup_steps are not negative")
+        for name in ("lr", "weight_decay", "lr_factor", "final_lr_share", "grad_clip"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} is a finite number, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is in [0, 1), got {self.ema_decay}")
         if self.lr <= 0 or self.grad_clip < 0 or self.weight_decay < 0:

@@ -1,10 +1,18 @@
-"""The deformable convolution as one torch operator, so that an exported graph holds it as one node."""
+"""The deformable convolution as one torch operator, so that an exported graph holds it as one node.
+
+On the CPU it is the reference; on CUDA tensors of float32 and float16 it is the kernel, where the `cuda` extra is
+installed, and the reference elsewhere. Gradients are the reference's.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from streampose.plugins.deform_conv.geometry import Geometry
+from streampose.plugins.deform_conv.launch import STORAGES, fits, launch, order_of, prepare
 from streampose.plugins.deform_conv.reference import Pair, deform_conv2d_reference
 
 
@@ -22,25 +30,27 @@ def deform_conv2d(
 ) -> Tensor:
     """Modulated deformable convolution, zeros outside the map; the same as ONNX's DeformConv (opset 19).
 
+    Coordinates and sums are of float32 or better, also where `x` is of half precision.
+
     Args:
         x: (B, C, H, W) floating point.
-        offset: (B, offset_groups * kh * kw * 2, h, w) in pixels of `x`, interleaved (dy, dx).
+        offset: (B, offset_groups * kh * kw * 2, h, w) in pixels of `x`, interleaved (dy, dx); best float32.
         mask: (B, offset_groups * kh * kw, h, w) factors of the samples, or None for ones.
         weight: (O, C / groups, kh, kw).
         bias: (O,) or None.
         stride, padding, dilation: (vertical, horizontal).
 
     Returns:
-        (B, O, h, w).
+        (B, O, h, w) of the type of `x`.
 
     Raises:
         ValueError: shapes that do not fit each other.
     """
     _check(x, offset, mask, weight, bias, stride, padding, dilation, groups, offset_groups)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or fits(x):
         geometry = (list(stride), list(padding), list(dilation), groups, offset_groups)
-        exported: Tensor = torch.ops.streampose.deform_conv2d(x, offset, mask, weight, bias, *geometry)
-        return exported
+        result: Tensor = torch.ops.streampose.deform_conv2d(x, offset, mask, weight, bias, *geometry)
+        return result
     return deform_conv2d_reference(x, offset, mask, weight, bias, stride, padding, dilation, groups, offset_groups)
 
 
@@ -61,9 +71,60 @@ def _operator(
     return deform_conv2d_reference(x, offset, mask, weight, bias, *steps, groups, offset_groups)
 
 
+@_operator.register_kernel("cuda")
+def _(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    offset_groups: int,
+) -> Tensor:
+    steps = ((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]))
+    if not fits(x):
+        return deform_conv2d_reference(x, offset, mask, weight, bias, *steps, groups, offset_groups)
+    has_mask, has_bias, storage = mask is not None, bias is not None, STORAGES[x.dtype]
+    geometry = Geometry.of(weight.shape, *steps, groups, offset_groups, has_mask, has_bias, storage)
+    return launch(prepare(x, offset, mask, weight, bias, geometry))
+
+
 @_operator.register_fake
 def _(x: Tensor, offset: Tensor, _mask: Tensor | None, weight: Tensor, *_rest: object) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[0], *offset.shape[2:]))
+    order = order_of(x) if fits(x) else torch.contiguous_format
+    shape = (x.shape[0], weight.shape[0], *offset.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:5])
+    ctx.numbers = inputs[5:]
+
+
+def _gradients(ctx: Any, outward: Tensor) -> tuple[Tensor | None, ...]:
+    """By the gradients of the reference, computed once more."""
+    stride, padding, dilation, groups, offset_groups = ctx.numbers
+    steps = ((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]))
+    with torch.enable_grad():
+        leaves = [
+            None if saved is None else saved.detach().requires_grad_(wanted)
+            for saved, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:5], strict=True)
+        ]
+        x, offset, mask, weight, bias = leaves
+        assert x is not None
+        assert offset is not None
+        assert weight is not None
+        result = deform_conv2d_reference(x, offset, mask, weight, bias, *steps, groups, offset_groups)
+        sought = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+        found = iter(torch.autograd.grad(result, sought, outward))
+    gradients = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
+    return (*gradients, *(None for _ in ctx.numbers))
+
+
+_operator.register_autograd(_gradients, setup_context=_save)
 
 
 def _check(

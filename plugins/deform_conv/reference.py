@@ -22,6 +22,13 @@ def deform_conv2d_reference(
     offset_groups: int = 1,
 ) -> Tensor:
     """See `deform_conv2d`, which has the contract. Differentiable in every tensor."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        whole = [None if tensor is None else tensor.float() for tensor in (mask, bias)]
+        y = deform_conv2d_reference(
+            x.float(), offset, whole[0], weight.float(), whole[1], stride, padding, dilation, groups, offset_groups
+        )
+        return y.to(x.dtype)
+    offset = offset.to(x.dtype)
     batch, channels, height, width = x.shape
     outputs, per_group, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w

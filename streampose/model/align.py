@@ -123,7 +123,7 @@ def sampling_offsets(local: Tensor, affines: Tensor) -> Tensor:
     identity = torch.eye(2, 3, dtype=affines.dtype, device=affines.device)
     moved = (turned - identity)[:, None] @ places  # (N, K, 2, h*w)
     offsets = turned[:, None, None, :, :2] @ local.flatten(4) + moved[:, None]
-    return offsets.unflatten(-1, (height, width)).flatten(1, 3)
+    return offsets.reshape(*offsets.shape[:-1], height, width).flatten(1, 3)
 
 
 class Alignment(nn.Module):

@@ -1,0 +1,91 @@
+"""The int8 encoder beside the float32 one: time, what the gate measures, and PCK on held-out people.
+
+    python benchmarks/int8.py [--data ../shared/data] [--rounds 60] [--threads 2]
+
+Quantises the bundled model as `build-engine --precision int8` does, but keeps it whatever the gate says. Both are timed
+in turns in one run; prints medians, ratios and figures as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from streampose.engines import Crops, Engine, open_engine
+from streampose.engines.compile import Job
+from streampose.engines.manifest import locate_bundle, read_manifest
+from streampose.engines.parity import compare, demo_frames, read_reference
+from streampose.engines.quantise import compile_graphs
+from streampose.geometry import crop_affine
+from streampose.people import PersonDetector
+
+WARM_UP = 5
+
+
+def time_stages(engines: dict[str, Engine], rounds: int) -> dict[str, float]:
+    """Median ms of encoding and fusing one person of the bundled clip, by engine and stage, in turns."""
+    frame = demo_frames(1)[0]
+    box = PersonDetector().detect(frame)[0][0]
+    times: dict[str, list[float]] = {}
+    for turn in range(rounds + WARM_UP):
+        for name, engine in engines.items():
+            crops = [Crops(frame, crop_affine(box, engine.manifest.input_size)[None])]
+            began = time.perf_counter()
+            features = engine.encode(crops)
+            encoded = time.perf_counter()
+            engine.fuse([features * 5], np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 1, 1)))
+            ended = time.perf_counter()
+            if turn >= WARM_UP:
+                for stage, spent in (("encode", encoded - began), ("fuse", ended - encoded), ("both", ended - began)):
+                    times.setdefault(f"{name} {stage}", []).append(1e3 * spent)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    source = locate_bundle("lite")
+    manifest = read_manifest(source)
+    with tempfile.TemporaryDirectory() as between:
+        folder = Path(between)
+        compile_graphs(Job(source, folder, manifest, "onnxruntime", "int8", 1))
+        quantised = msgspec.structs.replace(manifest, precision="int8")
+        engines = {
+            "fp32": open_engine(source, manifest, options.threads),
+            "int8": open_engine(folder, quantised, options.threads),
+        }
+        ms = time_stages(engines, options.rounds)
+        report: dict[str, object] = {
+            "ms": ms,
+            "times as fast": {stage: ms[f"fp32 {stage}"] / ms[f"int8 {stage}"] for stage in ("encode", "fuse", "both")},
+            "gate": compare(engines["int8"], read_reference(source)),
+            "encoder bytes": {
+                name: (path / "encoder.onnx").stat().st_size for name, path in (("fp32", source), ("int8", folder))
+            },
+        }
+        if options.data:
+            from streampose.train.pack import read_stills
+            from streampose.train.pack_eval import engine_pck
+            from streampose.train.pose import human_subjects
+
+            subjects = human_subjects(read_stills(options.data, "val", ["lspet"]))
+            report["pck01"] = {
+                f"{name} {state}": engine_pck(engine, subjects, share)
+                for name, engine in engines.items()
+                for state, share in (("clean", 0.0), ("corrupt", 1.0))
+            }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
