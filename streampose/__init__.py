@@ -19,31 +19,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streampose.errors import (
+    EncryptionError,
+    KeyRefusedError,
     MissingExtraError,
     ModelError,
+    NoPublisherError,
     OutputError,
+    SchemaError,
     SourceError,
+    StreamError,
     StreamposeError,
     UsageError,
 )
 
 if TYPE_CHECKING:
     from streampose.assembly import run
+    from streampose.smoothing import Smoothing
     from streampose.sources import Camera
     from streampose.subscribe import Subscriber
+    from streampose.subscribe_async import AsyncSubscriber
     from streampose.types import Frame, Pose, PoseFrame
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncSubscriber",
     "Camera",
+    "EncryptionError",
     "Frame",
+    "KeyRefusedError",
     "MissingExtraError",
     "ModelError",
+    "NoPublisherError",
     "OutputError",
     "Pose",
     "PoseFrame",
+    "SchemaError",
+    "Smoothing",
     "SourceError",
+    "StreamError",
     "StreamposeError",
     "Subscriber",
     "UsageError",
@@ -52,10 +66,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncSubscriber": "streampose.subscribe_async",
     "Camera": "streampose.sources",
     "Frame": "streampose.types",
     "Pose": "streampose.types",
     "PoseFrame": "streampose.types",
+    "Smoothing": "streampose.smoothing",
     "Subscriber": "streampose.subscribe",
     "run": "streampose.assembly",
 }

@@ -5,6 +5,11 @@
     |- SourceError           3  a source that cannot be opened or ended in error
     |- ModelError            4  a model, detector, checkpoint or engine bundle
     |- OutputError           5  an endpoint in use, a full disk, a file that cannot be written
+    |- StreamError           3  a stream of keypoints that cannot be received
+    |  |- NoPublisherError   3  nobody publishes at the endpoint, or no more
+    |  |- KeyRefusedError    3  the publisher does not take our key, or is not the one that our key is for
+    |  |- EncryptionError    3  one side has keys and the other has none
+    |  `- SchemaError        3  the publisher speaks another version of the protocol
     `- MissingExtraError     1  a package that an extra of ours installs is not there
 
 The message is one line: what is wrong, where, and what to do about it. It never holds a credential.
@@ -43,6 +48,28 @@ class OutputError(StreamposeError):
     """Results cannot be written or published: endpoint in use, disk full, folder missing."""
 
     exit_code = 5
+
+
+class StreamError(StreamposeError):
+    """A stream of keypoints cannot be received."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class NoPublisherError(StreamError):
+    """Nothing that publishes answers at the endpoint, or it has fallen silent."""
+
+
+class KeyRefusedError(StreamError):
+    """The publisher's allow list lacks our key, or the publisher is not the one that our key file names."""
+
+
+class EncryptionError(StreamError):
+    """The publisher wants a key and we have none, or we have one and it offers no encryption."""
+
+
+class SchemaError(StreamError):
+    """The publisher's messages are of a schema that this version does not read."""
 
 
 class MissingExtraError(StreamposeError):

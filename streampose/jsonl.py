@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,10 @@ PIXEL_DIGITS = 2
 SCORE_DIGITS = 4
 
 
-def to_line(frame: PoseFrame, *, with_missed: bool = False) -> bytes:
-    """One frame as a line of people.jsonl, newline included; a subscriber's has `missed` too.
+def to_line(frame: PoseFrame, *, with_missed: bool = False, extra: Mapping[str, object] | None = None) -> bytes:
+    """One frame as a line of people.jsonl, newline included; a subscriber's has `missed` too, and a recording's more.
 
-    Pixels are rounded to 0.01, scores to 0.0001, `pts_s` to the microsecond.
+    Pixels are rounded to 0.01, scores to 0.0001, `pts_s` to the microsecond. `filled` is there where it is true.
     """
     people = [
         {
@@ -36,6 +37,7 @@ def to_line(frame: PoseFrame, *, with_missed: bool = False) -> bytes:
                     strict=True,
                 )
             ],
+            **({"filled": True} if pose.filled else {}),
         }
         for pose in frame.people
     ]
@@ -54,6 +56,7 @@ def to_line(frame: PoseFrame, *, with_missed: bool = False) -> bytes:
     }
     if with_missed:
         fields["missed"] = frame.missed
+    fields.update(extra or {})
     return msgspec.json.encode(fields) + b"\n"
 
 
@@ -87,7 +90,10 @@ class PeopleWriter:
         Raises:
             OutputError: the disk is full or the file is gone; the file then ends with its last whole line.
         """
-        line = to_line(frame)
+        self.write_line(to_line(frame))
+
+    def write_line(self, line: bytes) -> None:
+        """Append a line, newline included. Raises as `write`."""
         done = 0
         try:
             while done < len(line):

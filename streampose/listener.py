@@ -6,8 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from streampose.errors import UsageError
+from streampose.reception import Mode
+from streampose.smoothing import Smoothing
 from streampose.subscribe import Subscriber
 from streampose.types import PoseFrame
 
@@ -19,17 +22,29 @@ _LOOK_S = 0.1
 
 
 def listen_to(
-    endpoint: str, mode: str, source: str | None, count: int | None, stop: threading.Event
+    endpoint: str,
+    mode: str,
+    source: str | None,
+    count: int | None,
+    stop: threading.Event,
+    *,
+    key: Path | None = None,
+    smooth: Smoothing | None = None,
 ) -> Iterator[PoseFrame]:
     """Frames until `count` came or `stop` is set; logs waiting, hellos, states, and at the end what was missed.
 
+    Args:
+        endpoint, mode, source, key, smooth: see `Subscriber`. It waits for a publisher for ever.
+
     Raises:
-        UsageError: the endpoint or the mode is not one.
+        UsageError: the endpoint, the mode or the key is not one.
+        StreamError: the publisher does not let us in, or speaks another schema.
     """
     if mode not in ("latest", "lossless"):
         raise UsageError(f"mode is latest or lossless, not {mode!r}")
     frames = missed = 0
-    with Subscriber(endpoint, "latest" if mode == "latest" else "lossless", source) as stream:
+    checked: Mode = "latest" if mode == "latest" else "lossless"
+    with Subscriber(endpoint, checked, source, key=key, connect_s=None, smooth=smooth) as stream:
         watch = _Watch(stream)
         while not stop.is_set() and frames != count:
             frame = stream.receive(_LOOK_S)
@@ -37,7 +52,8 @@ def listen_to(
             if frame is not None:
                 frames, missed = frames + 1, missed + frame.missed
                 yield frame
-    log.info("%d frames, %d missed", frames, missed)
+        malformed = f", {stream.malformed} malformed" if stream.malformed else ""
+    log.info("%d frames, %d missed%s", frames, missed, malformed)
 
 
 class _Watch:

@@ -11,17 +11,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
+from streampose.endpoint import to_publish_at
 from streampose.engines.store import BACKENDS, choose_engine
 from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
 from streampose.notify import notify
 from streampose.people import PersonDetector
+from streampose.pictures import Pictures
 from streampose.pipeline import Pipeline, Result
-from streampose.publish import Publisher, check_loopback
+from streampose.publish import Publisher
 from streampose.settings import Settings
+from streampose.smoothing import Smoother, Smoothing
 from streampose.sources import PACES, Camera, open_sources
 from streampose.ticker import Listener, Ticker
-from streampose.types import PoseFrame
+from streampose.types import Frame, PoseFrame
+from streampose.wire import check_name
 
 if TYPE_CHECKING:
     from streampose.metrics import RunSummary
@@ -40,6 +44,8 @@ class RunOptions:
         sources: URIs, or cameras with what else is asked of them.
         publish: endpoint, or None to publish nothing.
         save: people.jsonl, or None.
+        keys, insecure: see `Publisher`.
+        smooth: how all results are smoothed; None leaves them raw.
         render: video with the poses drawn in, or None; of several sources each gets its own, `out-SOURCE.mp4`.
         control: path of the control socket, or None for none; with one, the run goes on when no source is left.
         control_must: whether a control socket that cannot be made ends the run.
@@ -65,6 +71,9 @@ class RunOptions:
     keep_trying: bool = False
     batch_wait_s: float = 0.005
     batch_frames: int = 16
+    keys: Path | None = None
+    insecure: bool = False
+    smooth: Smoothing | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -72,7 +81,7 @@ class RunOptions:
         if self.pace not in PACES:
             raise UsageError(f"pace is one of {', '.join(PACES)}, not {self.pace!r}")
         if self.publish is not None:
-            check_loopback(self.publish)
+            to_publish_at(self.publish, self.keys is not None, self.insecure)
         uris = [source.uri if isinstance(source, Camera) else source for source in self.sources]
         _check_outputs(uris, self.save, self.render)
 
@@ -121,14 +130,25 @@ def run_pipeline(
         sources = open_sources(options.sources, options.pace)
         for source in sources:
             stack.callback(source.close)
+        if options.publish is not None:
+            for source in sources:
+                check_name(source.id)
         engine = choose_engine(options.model, options.backend)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
         pipeline = Pipeline(sources, engine, detector, _settings(options), stop)
         outputs: list[Callable[[Result], None]] = []
         publisher = None
         if options.publish is not None:
-            publisher = Publisher(options.publish, model=engine.manifest.name, offsets=engine.manifest.offsets)
+            publisher = Publisher(
+                options.publish,
+                model=engine.manifest.name,
+                offsets=engine.manifest.offsets,
+                keys=options.keys,
+                insecure=options.insecure,
+                smoothed=options.smooth is not None,
+            )
             outputs.append(_of_poses(stack.enter_context(publisher).publish))
+            outputs.append(_of_frame(stack.enter_context(Pictures(publisher)).offer))
             log.info("publishing at %s", publisher.endpoint)
         if options.save is not None:
             outputs.append(_of_poses(stack.enter_context(PeopleWriter(options.save)).write))
@@ -138,15 +158,17 @@ def run_pipeline(
             outputs.append(lambda result: print_line(to_line(result.poses)))
         outputs.append(_of_poses(watcher.add))
         _serve(options, pipeline, stack)
+        smoother = None if options.smooth is None else Smoother(options.smooth)
         stack.callback(lambda: watcher.end(pipeline.summary()))
         stack.enter_context(Ticker(pipeline, watcher, publisher.set_state if publisher is not None else None))
         results = stack.enter_context(closing(cast("Generator[Result]", pipeline.results())))
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
         for result in results:
+            shown = result if smoother is None else Result(result.frame, smoother.smooth(result.poses))
             with pipeline.metrics.time("publish"):
                 for put in outputs:
-                    put(result)
+                    put(shown)
 
 
 def _settings(options: RunOptions) -> Settings:
@@ -180,6 +202,10 @@ def _serve(options: RunOptions, pipeline: Pipeline, stack: ExitStack) -> None:
 
 def _of_poses(put: Callable[[PoseFrame], None]) -> Callable[[Result], None]:
     return lambda result: put(result.poses)
+
+
+def _of_frame(put: Callable[[Frame], None]) -> Callable[[Result], None]:
+    return lambda result: put(result.frame)
 
 
 class _Overlays:

@@ -12,8 +12,8 @@ from streampose.notify import notify
 from streampose.sources import Status
 
 if TYPE_CHECKING:
+    from streampose.messages import State
     from streampose.pipeline import Pipeline
-    from streampose.wire import State
 
 LOOK_S = 0.1
 """How often the sources are looked at."""

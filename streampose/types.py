@@ -56,12 +56,14 @@ class Pose:
         box: (4,) float32 x1, y1, x2, y2 in pixels of the frame.
         score: 0..1, confidence of the person.
         keypoints: (J, 3) float32 x, y in pixels of the frame and score 0..1.
+        filled: nobody was estimated here: the pose bridges a short gap in its track (see `smoothing`).
     """
 
     track_id: int
     box: NDArray[np.float32]
     score: float
     keypoints: NDArray[np.float32]
+    filled: bool = False
 
     def __post_init__(self) -> None:
         if self.box.shape != (4,):
@@ -82,6 +84,7 @@ class PoseFrame:
         dropped: frames of this source left out so far (decoded, never estimated).
         people: the poses, in no particular order.
         missed: set by a subscriber: messages lost before this one.
+        clock: of the frame.
     """
 
     source: str

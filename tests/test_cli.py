@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,8 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("run", "listen", "train", "bench", "models"):
+    commands = ("run", "listen", "relay", "record", "replay", "export", "view", "keys", "train", "bench", "models")
+    for command in commands:
         assert f"  {command} " in done.stdout
 
 
@@ -107,13 +109,19 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
         (["run", "--source", "demo", "--max-frames", "0"], 2, "--max-frames"),
         (["run", "--source", "demo", "--pace", "slow", "--no-publish"], 2, "pace"),
         (["run", "--source", "demo", "--backend", "opencl"], 2, "opencl"),
-        (
-            ["run", "--source", "demo", "--backend", "tensorrt"],
-            4,
-            "streampose build-engine --model lite --target tensorrt",
-        ),
-        (["run", "--source", "demo", "--publish", "tcp://0.0.0.0:5555"], 2, "this machine only"),
+        (["run", "--source", "demo", "--backend", "tensorrt"], 4, "build-engine --model lite --target tensorrt"),
+        (["run", "--source", "demo", "--publish", "tcp://0.0.0.0:5555"], 2, "other machines reach it"),
         (["run", "--source", "demo", "--publish", "tcp://me:secret@1.2.3.4:5555"], 2, "tcp://***@1.2.3.4:5555"),
+        (["run", "--source", "demo", "--keys", "no-such-folder"], 2, "streampose keys new NAME"),
+        (["run", "--source", "demo", "--fill-gaps", "0.2"], 2, "give --smooth too"),
+        (["listen", "--key", "none.key"], 2, "cannot read the key none.key"),
+        (["relay"], 2, "Missing option '--connect'"),
+        (["relay", "--connect", "here"], 2, "tcp://HOST:PORT"),
+        (["record", "--out", "session.mp4"], 2, "ends in .parquet or .jsonl"),
+        (["replay", "none.parquet", "--publish", "tcp://127.0.0.1:*"], 2, "there is no recording none.parquet"),
+        (["export", "none.jsonl", "--out", "out.csv"], 2, "there is no recording none.jsonl"),
+        (["keys", "new", "../tablet"], 2, "a name has up to 64"),
+        (["view", "--port", "0", "--token", "short"], 2, "at least 12 characters"),
         (["listen", "--mode", "newest"], 2, "latest or lossless"),
         (["listen", "--connect", "localhost"], 2, "tcp://HOST:PORT"),
         (["train", "no-such-recipe"], 2, "no-such-recipe"),
@@ -186,6 +194,51 @@ def test_listen_prints_lines_for_people(call, publisher):
     assert len(done.stdout.splitlines()) == 4
     assert "1 people" in done.stdout
     assert "#4 0.50 at 1,2" in done.stdout
+
+
+def test_keys_are_made_listed_and_revoked(call, tmp_path):
+    folder, file = tmp_path / "keys", tmp_path / "tablet.key"
+    made = call("keys", "new", "tablet", "--keys", folder, "--out", file)
+    assert made.returncode == 0, made.stderr
+    secret = tomllib.loads(file.read_text())["secret"]
+    assert secret not in made.stdout + made.stderr
+    listed = json.loads(call("keys", "list", "--keys", folder, "--json").stdout)
+    assert [entry["name"] for entry in listed["allowed"]] == ["tablet"]
+    assert listed["publisher"] in call("keys", "list", "--keys", folder).stdout
+    assert "tablet is revoked" in call("keys", "revoke", "tablet", "--keys", folder).stdout
+    assert json.loads(call("keys", "list", "--keys", folder, "--json").stdout)["allowed"] == []
+    assert call("keys", "revoke", "tablet", "--keys", folder).returncode == 2
+
+
+def test_a_stream_with_keys_from_end_to_end(call, tmp_path):
+    """keys new, then listen with the key, without one, and with one of another publisher."""
+    for folder, name in (("keys", "tablet"), ("other", "stranger")):
+        assert call("keys", "new", name, "--keys", tmp_path / folder, "--out", tmp_path / f"{name}.key").returncode == 0
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as secured:
+        secured.publish(make_frame())
+        heard = call("listen", "--connect", secured.endpoint, "--key", tmp_path / "tablet.key", "--count", 1, "--json")
+        assert json.loads(heard.stdout)["source"] == "cam"
+        for key, says in (([], "name your key file with --key"), (["--key", tmp_path / "stranger.key"], "'stranger'")):
+            done = call("listen", "--connect", secured.endpoint, *key)
+            assert done.returncode == 3
+            assert says in done.stderr.splitlines()[-1]
+
+
+def test_a_stream_is_recorded_exported_and_replayed(call, publisher, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs the extra [record]")
+    path = tmp_path / "session.parquet"
+    done = call("record", "--connect", publisher.endpoint, "--out", path, "--count", 20)
+    assert done.returncode == 0, done.stderr
+    assert "cam: " in done.stderr
+    done = call("export", path, "--out", tmp_path / "people.csv")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'people.csv'}\n"), done.stderr
+    done = call("replay", path, "--publish", "tcp://127.0.0.1:*", "--speed", 100)
+    assert done.returncode == 0, done.stderr
+    assert "frames" in done.stderr
+
+
+def test_the_schema_is_printed(call):
+    assert json.loads(call("schema").stdout)["version"] == 1
 
 
 @needs_models

@@ -46,7 +46,8 @@ def test_a_line_has_the_fields_of_the_contract_in_order():
             }
         ],
     }  # fmt: skip
-    assert list(json.loads(line)) == [field.name for field in dataclasses.fields(PoseFrame)][:-1]
+    fields = [field.name for field in dataclasses.fields(PoseFrame)]
+    assert list(json.loads(line)) == [name for name in fields if name not in ("missed", "clock")]
 
 
 def test_a_frame_without_people_has_an_empty_list():

@@ -1,4 +1,4 @@
-"""`run`, `listen` and `bench`."""
+"""`run` and `bench`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from streampose.cli.program import app, stop_on_signals, write
 from streampose.cli.sources import Hwaccel, Transport, default_control, to_cameras
-
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
+from streampose.cli.stream import FillFlag, InsecureFlag, KeysOption, SmoothFlag, smoothing_of
+from streampose.endpoint import DEFAULT_ENDPOINT
 
 
 @app.command()
@@ -42,8 +42,12 @@ def run(
         int, typer.Option(metavar="N", min=1, help="The detector looks at one frame in so many.")
     ] = 3,
     publish: Annotated[
-        str, typer.Option(metavar="ENDPOINT", help="Where subscribers connect; on this machine.")
+        str, typer.Option(metavar="ENDPOINT", help="Where subscribers connect; by default on this machine only.")
     ] = DEFAULT_ENDPOINT,
+    keys: KeysOption = None,
+    insecure: InsecureFlag = False,
+    smooth: SmoothFlag = False,
+    fill_gaps: FillFlag = 0.0,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Publish nothing.")] = False,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write people.jsonl; a file there is replaced.")
@@ -112,35 +116,14 @@ def run(
             metrics_host=metrics_host,
             keep_trying=keep_trying,
             batch_wait_s=batch_wait_ms / 1e3,
+            keys=keys,
+            insecure=insecure,
+            smooth=smoothing_of(smooth, fill_gaps),
         )
         console = set_up_logging(context.obj, log_json)
         live = not log_json and not (json and sys.stdout.isatty())
         with Screen(console, live=live, as_json=log_json) as screen:
             run_pipeline(options, screen, stop, write if json else None)
-
-
-@app.command()
-def listen(
-    context: typer.Context,
-    connect: Annotated[
-        str, typer.Option(metavar="ENDPOINT", help="Where `streampose run` publishes.")
-    ] = DEFAULT_ENDPOINT,
-    source: Annotated[str | None, typer.Option(metavar="ID", help="Only this source.")] = None,
-    mode: Annotated[
-        str, typer.Option(metavar="latest|lossless", help="latest: a slow reader skips to the newest; lossless: all.")
-    ] = "latest",
-    count: Annotated[int | None, typer.Option(metavar="N", min=1, help="End after so many frames.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print lines as in people.jsonl, with `missed`.")] = False,
-) -> None:
-    """Show what a publisher sends. Waits for it for ever, and for it to come back; Ctrl-C ends."""
-    with stop_on_signals() as stop:
-        from streampose.console import frame_line, set_up_logging
-        from streampose.jsonl import to_line
-        from streampose.listener import listen_to
-
-        set_up_logging(context.obj)
-        for frame in listen_to(connect, mode, source, count, stop):
-            write(to_line(frame, with_missed=True) if json else frame_line(frame).encode())
 
 
 @app.command()

@@ -1,0 +1,78 @@
+// Reads the stream of streampose and prints a line of JSON for each frame.
+//
+//     npm install
+//     node subscriber.mjs [tcp://127.0.0.1:5555] [--key tablet.key] [--count N]
+//
+// docs/protocol.md says what the messages are.
+
+import { readFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+
+import { decode } from "@msgpack/msgpack";
+import { Subscriber } from "zeromq";
+
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { key: { type: "string" }, count: { type: "string", default: "Infinity" } },
+});
+
+const socket = new Subscriber({ linger: 0, maxMessageSize: 1 << 20 });
+if (options.key) {
+  const text = readFileSync(options.key, "utf8");
+  const read = (name) => new RegExp(`^${name} = "(.{40})"$`, "m").exec(text)[1];
+  socket.curveServerKey = read("publisher");
+  socket.curvePublicKey = read("public");
+  socket.curveSecretKey = read("secret");
+}
+socket.connect(positionals[0] ?? "tcp://127.0.0.1:5555");
+socket.subscribe("hello.", "status.", "pose.", "heartbeat");
+
+const joints = new Map(); // of each source, from its hello
+const last = new Map(); // run_id and seq of each source
+let count = 0;
+
+for await (const [topicBytes, headerBytes, blob] of socket) {
+  const topic = topicBytes.toString();
+  // Times are nanoseconds, too large for a double after 104 days of uptime: useBigInt64 keeps them whole.
+  const header = decode(headerBytes, { useBigInt64: true });
+  if (Number(header.schema) !== 1) throw new Error(`schema ${header.schema}; this program reads schema 1`);
+  if (topic.startsWith("hello.")) {
+    joints.set(header.source, header.joints);
+  } else if (topic.startsWith("status.")) {
+    console.error(`${header.source}: ${header.state}`);
+  } else if (topic.startsWith("pose.")) {
+    const before = last.get(header.source);
+    const seq = Number(header.seq);
+    const sameRun = before?.run === header.run_id;
+    if (sameRun && seq <= before.seq) continue; // a repetition, sent to greet somebody else
+    last.set(header.source, { run: header.run_id, seq });
+    console.log(JSON.stringify({
+      source: header.source,
+      seq,
+      missed: sameRun ? seq - before.seq - 1 : 0,
+      latency_ms: Number(header.published_ns - header.captured_ns) / 1e6,
+      people: readPeople(header, blob, joints.get(header.source)),
+    }));
+    if (++count >= Number(options.count)) break;
+  }
+}
+socket.close();
+
+/** Boxes (P, 4), then keypoints (P, J, 3): little-endian float32. */
+function readPeople(header, blob, names) {
+  const people = header.people.length;
+  if (people === 0) return [];
+  const at = (index) => blob.readFloatLE(4 * index);
+  const count = (blob.length / 4 - 4 * people) / (3 * people);
+  return header.people.map(({ track_id, score }, person) => ({
+    track_id: Number(track_id),
+    score,
+    box: [0, 1, 2, 3].map((column) => at(4 * person + column)),
+    joints: Object.fromEntries(
+      Array.from({ length: count }, (_, joint) => {
+        const first = 4 * people + 3 * (count * person + joint);
+        return [names?.[joint] ?? joint, [at(first), at(first + 1), at(first + 2)]];
+      }),
+    ),
+  }));
+}

@@ -1,0 +1,255 @@
+"""Recordings in the forms that other programs read: CSV, COCO results, PoseTrack 2018, people.jsonl, parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampose.errors import OutputError, UsageError
+from streampose.jsonl import PIXEL_DIGITS, SCORE_DIGITS, to_line
+from streampose.messages import Hello
+from streampose.recording import Entry, Item, read_recording, source_of
+from streampose.skeleton import COCO17, POSETRACK, SKELETONS
+from streampose.types import Pose, PoseFrame
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("csv", "coco", "posetrack", "jsonl", "parquet")
+_EARS = [POSETRACK.joints.index(name) for name in ("left_ear", "right_ear")]
+
+_CSV_FRAME = (
+    "received_ns", "source", "epoch", "frame_index", "pts_s", "captured_ns", "published_ns", "dropped", "missed",
+)  # fmt: skip
+_CSV_PERSON = ("track_id", "person_score", "box_x1", "box_y1", "box_x2", "box_y2")
+
+Array = NDArray[np.float32]
+
+
+def export(recording: Path, out: Path, form: str, source: str | None = None) -> tuple[Path, ...]:
+    """Write a recording, or one source of it, in another form.
+
+    `csv` has a line a person; `coco` is the list of results that COCO's tools take, with `frame_index` as `image_id`;
+    `posetrack` is one sequence in PoseTrack's form of 2018. These two are of one run of one source: where a recording
+    has several, each gets its own file, named after it.
+
+    Args:
+        recording: of `record`, or people.jsonl of `run --save`; also one that was never finished.
+        form: one of `FORMATS`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: the recording or the form is not one, `out` exists, or the skeleton has no such form.
+        OutputError: a file cannot be written.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {form!r}")
+    items = (item for item in read_recording(recording) if source in (None, source_of(item)))
+    try:
+        if form in ("coco", "posetrack"):
+            return _export_runs(items, out, form, recording)
+        with _new(out):
+            if form == "parquet":
+                _write_parquet(items, out)
+            else:
+                with out.open("x", encoding="utf-8", newline="") as file:
+                    (_write_csv if form == "csv" else _write_jsonl)(items, file)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}") from None
+    return (out,)
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[None]:
+    """A block that makes a file, or leaves none behind."""
+    if path.exists():
+        raise UsageError(f"--out {path} exists; it is not overwritten")
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_parquet(items: Iterable[Item], out: Path) -> None:
+    from streampose.parquet import ParquetWriter
+
+    with ParquetWriter(out) as writer:
+        for item in items:
+            writer.write(item)
+
+
+def _write_jsonl(items: Iterable[Item], file: IO[str]) -> None:
+    for item in items:
+        if isinstance(item, Entry):
+            file.write(to_line(item.frame, with_missed=True, extra={"run_id": item.run_id, "seq": item.seq}).decode())
+
+
+def _write_csv(items: Iterable[Item], file: IO[str]) -> None:
+    """A line a person; a frame without people has one with no `track_id`."""
+    writer = csv.writer(file)
+    joints: tuple[str, ...] | None = None
+    hellos: dict[str, Hello] = {}
+    for item in items:
+        if isinstance(item, Hello):
+            hellos[item.source] = item
+            continue
+        if not isinstance(item, Entry):
+            continue
+        frame = item.frame
+        named = _joints(frame, hellos)
+        if joints is None:
+            joints = named
+            columns = [f"{joint}_{part}" for joint in joints for part in ("x", "y", "score")]
+            writer.writerow([*_CSV_FRAME, *_CSV_PERSON, *columns])
+        if named != joints:
+            raise UsageError("the recording has sources of different skeletons; export them one by one with --source")
+        start = [getattr(frame, name) for name in _CSV_FRAME[1:]]
+        for pose in frame.people:
+            box = np.round(pose.box.astype(float), PIXEL_DIGITS).tolist()
+            points = _rounded(pose.keypoints).ravel().tolist()
+            writer.writerow([item.received_ns, *start, pose.track_id, _score(pose), *box, *points])
+        if not frame.people:
+            writer.writerow([item.received_ns, *start, *[""] * (len(_CSV_PERSON) + 3 * len(joints))])
+
+
+def _joints(frame: PoseFrame, hellos: dict[str, Hello]) -> tuple[str, ...]:
+    known = SKELETONS.get(frame.skeleton)
+    if known is not None:
+        return known.joints
+    if frame.source in hellos:
+        return hellos[frame.source].joints
+    raise UsageError(f"the recording does not say what the joints of skeleton {frame.skeleton!r} are")
+
+
+def _export_runs(items: Iterable[Item], out: Path, form: str, recording: Path) -> tuple[Path, ...]:
+    runs: dict[tuple[str, str], list[PoseFrame]] = {}
+    for item in items:
+        if isinstance(item, Entry):
+            runs.setdefault((item.frame.source, item.run_id), []).append(item.frame)
+    if not runs:
+        raise UsageError(f"{recording} has no frames to export")
+    written = []
+    for path, frames in _name_files(runs, out):
+        made = to_coco(frames) if form == "coco" else to_posetrack(frames)
+        with _new(path), path.open("x", encoding="utf-8") as file:
+            json.dump(made, file)
+        written.append(path)
+    return tuple(written)
+
+
+def _name_files(runs: dict[tuple[str, str], list[PoseFrame]], out: Path) -> Iterator[tuple[Path, list[PoseFrame]]]:
+    if len(runs) == 1:
+        yield out, next(iter(runs.values()))
+        return
+    seen: dict[str, int] = {}
+    for (source, _), frames in runs.items():
+        seen[source] = seen.get(source, 0) + 1
+        again = f"-run{seen[source]}" if seen[source] > 1 else ""
+        yield out.with_stem(f"{out.stem}-{source.replace('/', '_')}{again}"), frames
+
+
+def to_coco(frames: Iterable[PoseFrame]) -> list[dict[str, Any]]:
+    """COCO keypoint results of the frames of one run; `track_id` is added to COCO's fields.
+
+    Raises:
+        UsageError: the skeleton is not COCO's.
+    """
+    results = []
+    for frame in frames:
+        if frame.skeleton != COCO17.name:
+            raise UsageError(f"COCO results have the joints of {COCO17.name}, the recording those of {frame.skeleton}")
+        for pose in frame.people:
+            results.append(
+                {
+                    "image_id": frame.frame_index,
+                    "category_id": 1,
+                    "keypoints": _rounded(pose.keypoints).ravel().tolist(),
+                    "score": _score(pose),
+                    "bbox": _xywh(pose.box),
+                    "track_id": pose.track_id,
+                }
+            )
+    return results
+
+
+def to_posetrack(frames: Iterable[PoseFrame]) -> dict[str, Any]:
+    """The frames of one run as a PoseTrack sequence (2018's form, predictions).
+
+    COCO's joints become PoseTrack's: `head_bottom` is the middle of the shoulders, `head_top` as far above the nose as
+    that is below it; ears are never labelled there, and stay empty.
+
+    Raises:
+        UsageError: the skeleton is neither PoseTrack's nor COCO's.
+    """
+    frames = list(frames)
+    images = [
+        {
+            "id": frame.frame_index,
+            "frame_id": frame.frame_index,
+            "file_name": f"images/{frame.source}/{frame.frame_index:06d}.jpg",
+            "nframes": len(frames),
+        }
+        for frame in frames
+    ]
+    annotations: list[dict[str, Any]] = []
+    for frame in frames:
+        for pose in frame.people:
+            points = _as_posetrack(pose.keypoints, frame.skeleton)
+            places = np.column_stack([points[:, :2], (points[:, 2] > 0).astype(np.float32)])
+            places[_EARS] = 0
+            scores = points[:, 2].copy()
+            scores[_EARS] = 0
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": frame.frame_index,
+                    "category_id": 1,
+                    "track_id": pose.track_id,
+                    "keypoints": _rounded(places).ravel().tolist(),
+                    "scores": np.round(scores.astype(float), SCORE_DIGITS).tolist(),
+                    "score": _score(pose),
+                    "bbox": _xywh(pose.box),
+                }
+            )
+    categories = [{"supercategory": "person", "id": 1, "name": "person", "keypoints": list(POSETRACK.joints)}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _as_posetrack(keypoints: Array, skeleton: str) -> Array:
+    if skeleton == POSETRACK.name:
+        return keypoints
+    if skeleton != COCO17.name:
+        raise UsageError(f"PoseTrack's joints can be made of {POSETRACK.name} or {COCO17.name}, not of {skeleton}")
+    by_name = dict(zip(COCO17.joints, keypoints, strict=True))
+    shoulders = np.stack([by_name["left_shoulder"], by_name["right_shoulder"]])
+    neck = np.append(shoulders[:, :2].mean(axis=0), shoulders[:, 2].min())
+    nose = by_name["nose"]
+    by_name["head_bottom"] = neck
+    by_name["head_top"] = np.append(2 * nose[:2] - neck[:2], min(nose[2], neck[2]))
+    return np.stack([by_name[name] for name in POSETRACK.joints]).astype(np.float32)
+
+
+def _rounded(points: Array) -> NDArray[np.float64]:
+    """(J, 3) with the digits of people.jsonl."""
+    rounded = np.asarray(np.round(points.astype(np.float64), SCORE_DIGITS), np.float64)
+    rounded[:, :2] = np.round(rounded[:, :2], PIXEL_DIGITS)
+    return rounded
+
+
+def _xywh(box: Array) -> list[float]:
+    x1, y1, x2, y2 = box.astype(float).tolist()
+    return [round(value, PIXEL_DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)]
+
+
+def _score(pose: Pose) -> float:
+    return round(float(pose.score), SCORE_DIGITS)

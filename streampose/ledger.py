@@ -1,0 +1,38 @@
+"""What a receiver has got of each source, and what it has not: gaps and repetitions by `seq`."""
+
+from __future__ import annotations
+
+from streampose.messages import SOURCES_LIMIT, PoseHeader
+
+
+class Ledger:
+    """Counts per source.
+
+    Attributes:
+        received: poses of each source that were new.
+        missed: poses of each source that were published between those received, and did not arrive.
+    """
+
+    def __init__(self) -> None:
+        self.received: dict[str, int] = {}
+        self.missed: dict[str, int] = {}
+        self._last: dict[str, tuple[str, int]] = {}
+
+    def enter(self, header: PoseHeader) -> int | None:
+        """Enter one pose.
+
+        Returns:
+            How many of this source were missed just before it: 0 for its first one, and for the first of another run.
+            None where it is a repetition, or of one source too many, and does not count.
+        """
+        source = header.source
+        if source not in self._last and len(self._last) >= SOURCES_LIMIT:
+            return None
+        run_id, seq = self._last.get(source, (header.run_id, header.seq - 1))
+        if run_id == header.run_id and header.seq <= seq:
+            return None
+        missed = header.seq - seq - 1 if run_id == header.run_id else 0
+        self._last[source] = header.run_id, header.seq
+        self.received[source] = self.received.get(source, 0) + 1
+        self.missed[source] = self.missed.get(source, 0) + missed
+        return missed

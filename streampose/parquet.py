@@ -1,0 +1,215 @@
+"""Recordings as Apache Parquet: a row a frame, the people in it nested. Needs the extra [record].
+
+    source, run_id, seq, received_ns, epoch, frame_index, pts_s, captured_ns, published_ns, width, height, skeleton,
+    dropped, missed, clock, smoothed, offsets,
+    people: list of {track_id, score, filled, box: 4 float32, keypoints: list of 3 float32 (x, y, score)}
+
+The file's metadata has, under `streampose`, a JSON object with the hellos and the changes of state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from streampose.errors import MissingExtraError, OutputError, UsageError
+from streampose.messages import Hello
+from streampose.recording import Entry, Item, StateChange
+from streampose.types import Pose, PoseFrame
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError:
+    raise MissingExtraError("pyarrow", "record") from None
+
+ROWS = 2000
+"""Frames of a row group."""
+_KEY = b"streampose"
+_PERSON = pa.struct(
+    [
+        ("track_id", pa.int64()),
+        ("score", pa.float64()),
+        ("filled", pa.bool_()),
+        ("box", pa.list_(pa.float32(), 4)),
+        ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("run_id", pa.string()),
+        ("seq", pa.int64()),
+        ("received_ns", pa.int64()),
+        ("epoch", pa.int64()),
+        ("frame_index", pa.int64()),
+        ("pts_s", pa.float64()),
+        ("captured_ns", pa.int64()),
+        ("published_ns", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("skeleton", pa.string()),
+        ("dropped", pa.int64()),
+        ("missed", pa.int64()),
+        ("clock", pa.string()),
+        ("smoothed", pa.bool_()),
+        ("offsets", pa.list_(pa.int32())),
+        ("people", pa.list_(_PERSON)),
+    ]
+)
+_OF_FRAME = (
+    "source", "epoch", "frame_index", "pts_s", "captured_ns", "published_ns", "width", "height", "skeleton", "dropped",
+    "missed", "clock",
+)  # fmt: skip
+_OF_ENTRY = ("run_id", "seq", "received_ns", "smoothed", "offsets")
+
+
+class Extras(msgspec.Struct):
+    """What a recording knows besides its frames."""
+
+    hellos: dict[str, Hello]
+    states: list[tuple[int, str, str]]
+
+
+class ParquetWriter:
+    """Writes a recording; it can be read once it is closed.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[Entry] = []
+        self._extras = Extras({}, [])
+        try:
+            self._writer = pq.ParquetWriter(str(path), SCHEMA, compression="zstd")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def write(self, item: Item) -> None:
+        """Append an item.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if isinstance(item, Hello):
+            self._extras.hellos[item.source] = item
+        elif isinstance(item, StateChange):
+            self._extras.states.append((item.received_ns, item.source, item.state))
+        else:
+            self._rows.append(item)
+            if len(self._rows) >= ROWS:
+                self._write_rows()
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        self._write_rows()
+        try:
+            self._writer.add_key_value_metadata({_KEY: msgspec.json.encode(self._extras)})
+            self._writer.close()
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def __enter__(self) -> ParquetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def _write_rows(self) -> None:
+        if not self._rows:
+            return
+        table = to_table(self._rows)
+        self._rows = []
+        try:
+            self._writer.write_table(table)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+
+def to_table(entries: Sequence[Entry]) -> pa.Table:
+    """Entries as rows."""
+    columns: dict[str, Any] = {name: [getattr(entry.frame, name) for entry in entries] for name in _OF_FRAME}
+    columns |= {name: [getattr(entry, name) for entry in entries] for name in _OF_ENTRY}
+    people = [pose for entry in entries for pose in entry.frame.people]
+    boxes = np.array([pose.box for pose in people], np.float32).reshape(-1)
+    joints = np.concatenate([pose.keypoints for pose in people] or [np.empty((0, 3), np.float32)]).astype(np.float32)
+    keypoints = pa.ListArray.from_arrays(
+        _ends([len(pose.keypoints) for pose in people]), pa.FixedSizeListArray.from_arrays(joints.reshape(-1), 3)
+    )
+    persons = pa.StructArray.from_arrays(
+        [
+            pa.array([pose.track_id for pose in people], pa.int64()),
+            pa.array([pose.score for pose in people], pa.float64()),
+            pa.array([pose.filled for pose in people], pa.bool_()),
+            pa.FixedSizeListArray.from_arrays(boxes, 4),
+            keypoints,
+        ],
+        fields=list(_PERSON),
+    )
+    columns["people"] = pa.ListArray.from_arrays(_ends([len(entry.frame.people) for entry in entries]), persons)
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+
+
+def _ends(lengths: Sequence[int]) -> pa.Array:
+    """Where lists begin and end that lie one after another."""
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32))
+
+
+def read_parquet(path: Path) -> Iterator[Item]:
+    """The items of a recording.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    try:
+        with pq.ParquetFile(str(path)) as file:
+            metadata = file.metadata.metadata or {}
+            if _KEY not in metadata or not set(SCHEMA.names) <= set(file.schema_arrow.names):
+                raise UsageError(f"{path} is not a recording of streampose")
+            extras = msgspec.json.decode(metadata[_KEY], type=Extras)
+            yield from extras.hellos.values()
+            states = [msgspec.convert(state, StateChange) for state in map(_state, extras.states)]
+            for batch in file.iter_batches(batch_size=ROWS):
+                for row in batch.to_pylist():
+                    entry = _entry(row)
+                    while states and states[0].received_ns <= entry.received_ns:
+                        yield states.pop(0)
+                    yield entry
+            yield from states
+    except (OSError, pa.ArrowInvalid, msgspec.MsgspecError) as error:
+        raise UsageError(f"{path} is not a recording of streampose, or damaged: {str(error).splitlines()[0]}") from None
+
+
+def _state(fields: tuple[int, str, str]) -> dict[str, Any]:
+    return dict(zip(("received_ns", "source", "state"), fields, strict=True))
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    people = tuple(
+        Pose(
+            track_id=person["track_id"],
+            box=np.array(person["box"], np.float32),
+            score=person["score"],
+            keypoints=np.array(person["keypoints"], np.float32).reshape(-1, 3),
+            filled=person["filled"],
+        )
+        for person in row["people"]
+    )
+    frame = PoseFrame(people=people, **{name: row[name] for name in _OF_FRAME})
+    return Entry(
+        frame=frame, **{name: row[name] for name in _OF_ENTRY if name != "offsets"}, offsets=tuple(row["offsets"])
+    )

@@ -1,0 +1,183 @@
+"""The recorder: everything a publisher sends, in a file that is readable whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from streampose.errors import EncryptionError, KeyRefusedError, OutputError, StreamError, UsageError
+from streampose.inlet import Inlet
+from streampose.journal import JournalWriter
+from streampose.jsonl import PeopleWriter, to_line
+from streampose.keys import SubscriberKey
+from streampose.ledger import Ledger
+from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item
+from streampose.wire import MessageError
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+
+
+class Sink(Protocol):
+    """A file that is recorded into."""
+
+    def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:
+        """Add a message; it can be read back whatever happens after the call."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class JsonlSink:
+    """Lines of people.jsonl, with `received_ns`, `run_id`, `seq` and `missed`; poses only."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = PeopleWriter(path)
+
+    def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:  # noqa: ARG002
+        if isinstance(item, Entry):
+            extra = {
+                "received_ns": received_ns,
+                "run_id": item.run_id,
+                "seq": item.seq,
+                "clock": item.frame.clock,
+                **({"smoothed": True} if item.smoothed else {}),
+            }
+            self._writer.write_line(to_line(item.frame, with_missed=True, extra=extra))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ParquetSink:
+    """A parquet file, which is whole only when it is closed; until then there is a journal beside it."""
+
+    def __init__(self, path: Path) -> None:
+        from streampose.parquet import ParquetWriter
+
+        self._path = path
+        self._part = path.with_name(f"{path.name}.part")
+        self._journal = JournalWriter(journal_of(path))
+        self._writer = ParquetWriter(self._part)
+
+    def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:
+        self._journal.write(received_ns, parts)
+        self._writer.write(item)
+
+    def close(self) -> None:
+        self._journal.close()
+        self._writer.close()
+        self._part.replace(self._path)
+        self._journal.path.unlink()
+
+
+def open_sink(path: Path) -> Sink:
+    """A new recording.
+
+    Raises:
+        UsageError: the name is none of a recording, or there is one already.
+        MissingExtraError: parquet without the extra [record].
+        OutputError: it cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"--out {path}: a recording ends in .parquet or .jsonl")
+    if path.exists():
+        raise UsageError(f"--out {path} exists; it is not overwritten")
+    if path.suffix == ".parquet" and journal_of(path).exists():
+        raise UsageError(
+            f"--out {path}: a recording of this name was not finished; save it first: "
+            f"streampose export {path} --out NEW.parquet"
+        )
+    if not path.parent.is_dir():
+        raise OutputError(f"--out {path}: there is no folder {path.parent}")
+    return JsonlSink(path) if path.suffix == ".jsonl" else ParquetSink(path)
+
+
+class Recorder:
+    """Records until it is left. A context manager; reconnects by itself, for ever.
+
+    Args:
+        endpoint: `tcp://HOST:PORT` of the publisher, which need not be there yet.
+        sink: where to; closed when the recorder is left.
+        source: record this source only.
+        key: for a publisher that wants one.
+
+    Attributes:
+        ledger: what came of each source, and what was missed.
+        frames: recorded so far.
+        malformed: messages that could not be read, and are not in the recording.
+    """
+
+    def __init__(
+        self, endpoint: str, sink: Sink, *, source: str | None = None, key: SubscriberKey | None = None
+    ) -> None:
+        self.ledger = Ledger()
+        self.frames = 0
+        self.malformed = 0
+        self._sink = sink
+        self._source = source
+        self._error: OutputError | None = None
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        suffix = "" if source is None else source
+        topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
+        self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, tell=lambda: None, connect_s=1.0)
+
+    def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
+        """Record until `stop` is set, `count` frames came, or `seconds` went by.
+
+        Raises:
+            OutputError: the recording cannot be written on.
+            StreamError: the publisher did not let us in from the beginning; later ones are logged.
+        """
+        until_s = None if seconds is None else time.monotonic() + seconds
+        told: StreamError | None = None
+        while not stop.wait(_LOOK_S):
+            if self._error is not None:
+                raise self._error
+            if count is not None and self.frames >= count:
+                return
+            if until_s is not None and time.monotonic() >= until_s:
+                return
+            failure = self._inlet.failure
+            if isinstance(failure, KeyRefusedError | EncryptionError) and not self.frames:
+                raise failure
+            if failure is not told and failure is not None:
+                log.warning("%s; trying again", failure)
+            told = failure
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inlet.close()
+        with suppress(OutputError) if self._error is not None else nullcontext():
+            self._sink.close()
+
+    def _put(self, parts: list[bytes]) -> None:
+        """Record a message; called by the inlet's thread."""
+        if self._error is not None:
+            return
+        received_ns = time.monotonic_ns() + self._offset_ns
+        try:
+            item = to_item(received_ns, parts, self.ledger)
+        except MessageError as error:
+            self.malformed += 1
+            if self.malformed == 1:
+                log.warning("left out a message: %s; more are only counted", error)
+            return
+        if item is None or (self._source is not None and source_of(item) != self._source):
+            return
+        try:
+            self._sink.write(received_ns, parts, item)
+        except OutputError as error:
+            self._error = error
+            return
+        self.frames += isinstance(item, Entry)

@@ -1,0 +1,157 @@
+"""Replay: a recording published again, at the pace at which it came."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from streampose.errors import UsageError
+from streampose.messages import SCHEMA, Hello, Status
+from streampose.outlet import Outlet
+from streampose.recording import Entry, Item, StateChange, read_recording, source_of
+from streampose.skeleton import SKELETONS
+from streampose.types import PoseFrame
+from streampose.wire import encode_hello, encode_pose, encode_status
+
+log = logging.getLogger(__name__)
+
+
+def replay(
+    path: Path,
+    outlet: Outlet,
+    stop: threading.Event,
+    *,
+    speed: float = 1.0,
+    source: str | None = None,
+    loop: bool = False,
+) -> int:
+    """Publish a recording again: one run, with the gaps in `seq` that the recording has.
+
+    Frames go out at the times at which they were received, counted from the first one. `captured_ns` and `published_ns`
+    are moved to this machine's clock, so that the time between the two stays as it was.
+
+    Args:
+        path: of `record`, or people.jsonl of `run --save`.
+        outlet: where to; the caller's to close.
+        stop: set it to end.
+        speed: 2 is twice as fast.
+        source: replay this source only.
+        loop: begin again at the end, as another epoch.
+
+    Returns:
+        How many frames were published.
+
+    Raises:
+        UsageError: it is not a recording, or has no frames of the source.
+    """
+    if not 0 < speed <= 1000:
+        raise UsageError(f"a speed is above 0 and at most 1000, not {speed:g}")
+    player = _Player(outlet, stop, speed)
+    frames = 0
+    while True:
+        before = player.frames
+        player.play(item for item in read_recording(path) if source in (None, source_of(item)))
+        frames = player.frames
+        if frames == before and not stop.is_set():
+            raise UsageError(f"{path} has no frames" + (f" of a source {source!r}" if source else ""))
+        if stop.is_set() or not loop:
+            break
+        player.begin_again()
+    player.end()
+    return frames
+
+
+class _Player:
+    def __init__(self, outlet: Outlet, stop: threading.Event, speed: float) -> None:
+        self.frames = 0
+        self._outlet = outlet
+        self._stop = stop
+        self._speed = speed
+        self._hellos: dict[str, Hello] = {}
+        self._seq: dict[str, int] = {}
+        self._index: dict[str, int] = {}
+        self._epoch = self._epochs = 0
+        self._first_index: dict[str, int] = {}
+
+    def play(self, items: Iterator[Item]) -> None:
+        """Publish items at their times, until they end or the stop."""
+        began_s, first_ns = time.monotonic(), None
+        for item in items:
+            if isinstance(item, Hello):
+                self._describe(msgspec.structs.replace(item, run_id=self._outlet.run_id))
+                continue
+            first_ns = item.received_ns if first_ns is None else first_ns
+            wait_s = (item.received_ns - first_ns) / 1e9 / self._speed - (time.monotonic() - began_s)
+            if (wait_s > 0 and self._stop.wait(wait_s)) or self._stop.is_set():
+                return
+            if isinstance(item, StateChange):
+                status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=item.source, state=item.state)
+                self._outlet.send(encode_status(status))
+            else:
+                self._publish(item)
+
+    def begin_again(self) -> None:
+        """The next round is another epoch, whose frames count on."""
+        self._epoch = self._epochs + 1
+        self._first_index = {source: index + 1 for source, index in self._index.items()}
+
+    def end(self) -> None:
+        """Tell that all sources are at their end."""
+        for source in self._seq:
+            status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state="ended")
+            self._outlet.send(encode_status(status))
+
+    def _publish(self, entry: Entry) -> None:
+        frame = self._as_now(entry.frame)
+        known = self._hellos.get(frame.source)
+        if known is None or (known.width, known.height, known.skeleton) != (frame.width, frame.height, frame.skeleton):
+            self._describe(self._hello_of(frame, entry.offsets))
+        seq = self._seq.get(frame.source, -1) + 1 + (entry.frame.missed if frame.source in self._seq else 0)
+        self._seq[frame.source] = seq
+        self._outlet.send(
+            encode_pose(frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets, smoothed=entry.smoothed)
+        )
+        self.frames += 1
+
+    def _as_now(self, frame: PoseFrame) -> PoseFrame:
+        now_ns = time.monotonic_ns()
+        index = frame.frame_index + self._first_index.get(frame.source, 0)
+        self._index[frame.source] = index
+        epoch = frame.epoch + self._epoch
+        self._epochs = max(self._epochs, epoch)
+        return dataclasses.replace(
+            frame,
+            epoch=epoch,
+            frame_index=index,
+            captured_ns=now_ns - (frame.published_ns - frame.captured_ns),
+            published_ns=now_ns,
+        )
+
+    def _describe(self, hello: Hello) -> None:
+        self._hellos[hello.source] = hello
+        self._outlet.send(encode_hello(hello))
+
+    def _hello_of(self, frame: PoseFrame, offsets: tuple[int, ...]) -> Hello:
+        """A hello for frames that were recorded without."""
+        known = self._hellos.get(frame.source)
+        skeleton = SKELETONS.get(frame.skeleton)
+        if skeleton is None:
+            raise UsageError(f"the recording has frames of a skeleton {frame.skeleton!r}, and does not say what it is")
+        return Hello(
+            schema=SCHEMA,
+            run_id=self._outlet.run_id,
+            source=frame.source,
+            skeleton=skeleton.name,
+            joints=skeleton.joints,
+            edges=skeleton.edges,
+            width=frame.width,
+            height=frame.height,
+            model=known.model if known else "recording",
+            offsets=offsets,
+        )

@@ -1,0 +1,160 @@
+"""What is known of a stream now, for any number of browsers: the newest of everything, and who looks at what."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from streampose.inlet import Inlet
+from streampose.keys import SubscriberKey
+from streampose.ledger import Ledger
+from streampose.messages import SOURCES_LIMIT, Heartbeat, Hello, PictureMessage, PoseHeader, PoseMessage, Status
+from streampose.types import PoseFrame
+from streampose.wire import MessageError, decode
+
+log = logging.getLogger(__name__)
+
+SILENT_S = 3.0
+"""A publisher that was silent for so long is gone."""
+_WINDOW_NS = 2_000_000_000
+_TOPICS = (b"hello.", b"status.", b"pose.", b"heartbeat")
+
+
+@dataclass(slots=True)
+class Camera:
+    """One source as it is now; `version` and `picture_version` rise whenever something changes.
+
+    Attributes:
+        state: as told; "" before it was.
+        fps: results a second over the last two seconds, of those published, not of those received.
+        missed: messages that did not arrive, so far.
+    """
+
+    source: str
+    version: int = 0
+    picture_version: int = 0
+    hello: Hello | None = None
+    hello_version: int = 0
+    state: str = ""
+    changed_s: float = 0.0
+    frame: PoseFrame | None = None
+    fps: float = 0.0
+    missed: int = 0
+    picture: PictureMessage | None = None
+    beats: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=512))
+
+    def pace(self, header: PoseHeader) -> None:
+        """Take a pose into the frames a second."""
+        beats = self.beats
+        if beats and (header.seq <= beats[-1][1] or header.published_ns <= beats[-1][0]):
+            beats.clear()
+        beats.append((header.published_ns, header.seq))
+        while beats[-1][0] - beats[0][0] > _WINDOW_NS and len(beats) > 2:
+            beats.popleft()
+        span_ns = beats[-1][0] - beats[0][0]
+        self.fps = (beats[-1][1] - beats[0][1]) * 1e9 / span_ns if span_ns else 0.0
+
+
+class Hub:
+    """Subscribes to a publisher and keeps its cameras. A context manager; any thread may look.
+
+    Args:
+        endpoint: `tcp://HOST:PORT` of the publisher, which need not be there yet.
+        key: for a publisher that wants one.
+
+    Attributes:
+        cameras: by source; to be read with `lock` held.
+        malformed: messages that could not be read.
+    """
+
+    def __init__(self, endpoint: str, key: SubscriberKey | None = None) -> None:
+        self.endpoint = endpoint
+        self.lock = threading.Lock()
+        self.cameras: dict[str, Camera] = {}
+        self.malformed = 0
+        self._ledger = Ledger()
+        self._heard_s = 0.0
+        self._looks: dict[int, frozenset[str]] = {}
+        self._inlet = Inlet(endpoint, key=key, topics=_TOPICS, put=self._put, tell=lambda: None, connect_s=1.0)
+
+    @property
+    def is_live(self) -> bool:
+        """The publisher is connected and not silent."""
+        return self._inlet.connected and time.monotonic() - self._heard_s < SILENT_S
+
+    @property
+    def problem(self) -> str:
+        """Why there is nothing to see, "" where all is well."""
+        if self.is_live:
+            return ""
+        if self._inlet.failure is not None:
+            return str(self._inlet.failure)
+        return f"{self.endpoint} has fallen silent" if self._heard_s else f"connecting to {self.endpoint}"
+
+    def look(self, browser: int, sources: Collection[str]) -> None:
+        """Note which cameras a browser shows; pictures are asked for only of those that any of them does."""
+        with self.lock:
+            self._looks[browser] = frozenset(sources) & self.cameras.keys()
+            if not sources:
+                del self._looks[browser]
+            looks = frozenset[str]().union(*self._looks.values())
+        self._inlet.ask([*_TOPICS, *(f"picture.{source}".encode() for source in sorted(looks))])
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._inlet.close()
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _put(self, parts: list[bytes]) -> None:
+        """Take a message; called by the inlet's thread."""
+        self._heard_s = time.monotonic()
+        try:
+            message = decode(parts)
+        except MessageError as error:
+            self.malformed += 1
+            if self.malformed == 1:
+                log.warning("left out a message: %s; more are only counted", error)
+            return
+        if isinstance(message, Heartbeat):
+            return
+        header = message if isinstance(message, Hello | Status) else message.header
+        with self.lock:
+            camera = self.cameras.get(header.source)
+            if camera is None:
+                if len(self.cameras) >= SOURCES_LIMIT:
+                    return
+                camera = self.cameras[header.source] = Camera(header.source)
+            if isinstance(message, PictureMessage):
+                camera.picture = message
+                camera.picture_version += 1
+                return
+            self._update(camera, message)
+            camera.version += 1
+
+    def _update(self, camera: Camera, message: PoseMessage | Hello | Status) -> None:
+        if isinstance(message, Hello):
+            if message != camera.hello:
+                camera.hello = message
+                camera.hello_version += 1
+        elif isinstance(message, Status):
+            if message.state != camera.state:
+                camera.state, camera.changed_s = message.state, time.time()
+        else:
+            missed = self._ledger.enter(message.header)
+            if missed is None:
+                return
+            camera.frame = message.frame
+            camera.missed += missed
+            camera.pace(message.header)

@@ -1,0 +1,103 @@
+"""The example subscribers, in JavaScript, C++ and Python, against a real publisher."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streampose.keys import add_key
+from streampose.publish import Publisher
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stream_messages import Talk, make_frame
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NODE = EXAMPLES / "node"
+WAIT_S = 60
+
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (NODE / "node_modules" / "zeromq").exists(),
+    reason="needs node, and npm install in examples/node",
+)
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or not all(Path("/usr/include", name).exists() for name in ("zmq.h", "msgpack.h")),
+    reason="needs g++, libzmq3-dev and libmsgpack-dev",
+)
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as made, Talk(made, hz=100, people=2):
+        yield made
+
+
+def run(*command):
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=WAIT_S)
+
+
+def check_lines(text, count):
+    """What the JavaScript example prints: whole frames, one after the other."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(lines[0]["seq"], lines[0]["seq"] + count))
+    assert {line["source"] for line in lines} == {"cam"}
+    sent = make_frame(lines[1]["seq"], people=2).people[1]
+    person = lines[1]["people"][1]
+    assert (person["track_id"], person["score"]) == (2, 0.5)
+    np.testing.assert_array_equal(person["box"], sent.box)
+    np.testing.assert_array_equal(person["joints"]["left_wrist"], sent.keypoints[9])
+    assert len(person["joints"]) == 17
+
+
+@needs_node
+def test_javascript(publisher):
+    done = run("node", NODE / "subscriber.mjs", publisher.endpoint, "--count", 20)
+    assert done.returncode == 0, done.stderr
+    check_lines(done.stdout, 20)
+
+
+@needs_node
+def test_javascript_with_a_key(tmp_path):
+    add_key(tmp_path / "keys", "page", tmp_path / "page.key")
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as made, Talk(made, hz=100, people=2):
+        done = run("node", NODE / "subscriber.mjs", made.endpoint, "--key", tmp_path / "page.key", "--count", 5)
+    assert done.returncode == 0, done.stderr
+    check_lines(done.stdout, 5)
+
+
+@needs_compiler
+def test_cpp(publisher, tmp_path):
+    program = tmp_path / "subscriber"
+    built = run("g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
+                EXAMPLES / "cpp" / "subscriber.cpp", "-lzmq", "-lmsgpackc", "-o", program)  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = run(program, publisher.endpoint, 10)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 20
+    first = int(lines[0][2])
+    assert [int(line[2]) for line in lines] == [first + i // 2 for i in range(20)]
+    assert lines[1] == f"cam seq {first} track 2 joints 17 first 10.00 {first % 1000}.00 0.75".split()
+
+
+def test_python(publisher, tmp_path):
+    """Somebody raises the left hand above the nose; the example says so, for as long as it runs."""
+    frame = make_frame(0, "stage")
+    frame.people[0].keypoints[9, 1] = -50
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(EXAMPLES / "python" / "subscriber.py"), publisher.endpoint]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, cwd=tmp_path) as process:
+        publisher.publish(frame)
+        assert process.stdout.readline() == "stage frame 0: 1 raises left_wrist\n"
+        process.terminate()
+        process.communicate(timeout=WAIT_S)
+
+
+def test_python_says_where_nobody_is():
+    done = run(sys.executable, EXAMPLES / "python" / "subscriber.py", "tcp://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr == "error: nobody publishes at tcp://127.0.0.1:1: connection refused\n"

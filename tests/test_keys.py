@@ -1,0 +1,218 @@
+"""CURVE keys: who gets in, who does not, and that nobody is left in silence."""
+
+import dataclasses
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from streampose.errors import EncryptionError, KeyRefusedError, OutputError, StreamError, UsageError
+from streampose.keys import AllowList, add_key, allow_public, list_allowed, read_key, read_pair, revoke
+from streampose.publish import Publisher
+from streampose.subscribe import Subscriber
+from streampose.types import Pose, PoseFrame
+
+WAIT_S = 10
+PROMPT_S = 1.0
+
+
+def make_frame(index=0, source="cam"):
+    pose = Pose(track_id=1, box=np.arange(4, dtype=np.float32), score=0.5, keypoints=np.ones((17, 3), np.float32))
+    return PoseFrame(
+        source=source, epoch=0, frame_index=index, pts_s=index / 30, captured_ns=1, published_ns=2, width=64,
+        height=48, skeleton="coco17", dropped=0, people=(pose,),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    add_key(tmp_path / "keys", "tablet", tmp_path / "tablet.key")
+    add_key(tmp_path / "keys", "robot", tmp_path / "robot.key")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def secured(folder):
+    """Publishes a frame every few milliseconds, to those with keys."""
+    done = threading.Event()
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=folder) as made:
+
+        def talk():
+            index = 0
+            while not done.wait(0.005):
+                made.publish(make_frame(index))
+                index += 1
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        yield made
+        done.set()
+        thread.join()
+
+
+def fail(endpoint, **kwargs):
+    """The error of a subscriber that gets nothing, and how long it took."""
+    began = time.monotonic()
+    with Subscriber(endpoint, **kwargs) as stream, pytest.raises(StreamError) as caught:
+        stream.receive(WAIT_S)
+    return caught.value, time.monotonic() - began
+
+
+def test_those_with_a_key_get_in(secured, tmp_path):
+    for name in ("tablet", "robot"):
+        with Subscriber(secured.endpoint, key=tmp_path / f"{name}.key") as stream:
+            assert stream.receive(WAIT_S).source == "cam"
+            assert stream.connected
+
+
+def test_no_key_is_an_error_that_says_so(secured):
+    error, took_s = fail(secured.endpoint)
+    assert isinstance(error, EncryptionError)
+    assert "lets in only those with a key" in str(error)
+    assert took_s < PROMPT_S
+
+
+def test_a_key_that_is_not_allowed_is_refused(secured, folder, tmp_path):
+    stranger = add_key(tmp_path / "other", "stranger", tmp_path / "stranger.key")
+    error, took_s = fail(secured.endpoint, key=dataclasses.replace(stranger, publisher=read_pair(folder).public))
+    assert isinstance(error, KeyRefusedError)
+    assert "does not let the key 'stranger' in" in str(error)
+    assert took_s < PROMPT_S
+
+
+def test_a_key_for_another_publisher_is_refused(secured, tmp_path):
+    add_key(tmp_path / "other", "tablet", tmp_path / "other.key")
+    error, took_s = fail(secured.endpoint, key=tmp_path / "other.key")
+    assert isinstance(error, KeyRefusedError)
+    assert "is not the publisher that the key 'tablet' is for" in str(error)
+    assert took_s < PROMPT_S
+
+
+def test_a_key_is_not_used_in_the_clear(tmp_path, folder):
+    assert folder.is_dir()
+    with Publisher("tcp://127.0.0.1:*", model="lite") as plain:
+        error, took_s = fail(plain.endpoint, key=tmp_path / "tablet.key")
+    assert isinstance(error, EncryptionError)
+    assert "offers no encryption" in str(error)
+    assert took_s < PROMPT_S
+
+
+def test_a_revoked_subscriber_is_cut_off_and_the_others_come_back(secured, folder, tmp_path):
+    with (
+        Subscriber(secured.endpoint, key=tmp_path / "tablet.key") as tablet,
+        Subscriber(secured.endpoint, key=tmp_path / "robot.key") as robot,
+    ):
+        assert tablet.receive(WAIT_S)
+        last = robot.receive(WAIT_S).frame_index
+        revoke(folder, "tablet")
+        began = time.monotonic()
+        with pytest.raises(KeyRefusedError, match="'tablet'"):
+            all(tablet)  # for ever, but for the error
+        assert time.monotonic() - began < 3
+        while robot.reconnections == 0:
+            last = robot.receive(WAIT_S).frame_index
+        after = robot.receive(WAIT_S)
+        assert after.frame_index > last
+        missed = robot.missed["cam"]
+    add_key(folder, "tablet", tmp_path / "tablet2.key")
+    with Subscriber(secured.endpoint, key=tmp_path / "tablet2.key") as stream:
+        assert stream.receive(WAIT_S)
+    assert missed >= 0
+
+
+def test_a_key_allowed_later_gets_in_without_a_restart(secured, folder, tmp_path):
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    key = dataclasses.replace(read_key(tmp_path / "tablet.key"), name="late")
+    key = dataclasses.replace(key, pair=dataclasses.replace(key.pair, public=public, secret=secret))
+    assert isinstance(fail(secured.endpoint, key=key)[0], KeyRefusedError)
+    assert allow_public(folder, "late", public) == read_pair(folder).public
+    with Subscriber(secured.endpoint, key=key) as stream:
+        assert stream.receive(WAIT_S)
+
+
+def test_the_secret_is_in_the_key_file_only(folder, tmp_path):
+    key = read_key(tmp_path / "tablet.key")
+    assert key.name == "tablet"
+    assert key.publisher == read_pair(folder).public
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert key.pair.secret not in path.read_text()
+    assert key.pair.secret not in repr(key)
+    if os.name == "posix":
+        for path in (tmp_path / "tablet.key", folder / "publisher.key"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_list_and_what_is_wrong_with_it(folder, caplog):
+    assert [entry.name for entry in list_allowed(folder)] == ["robot", "tablet"]
+    (folder / "allowed" / "bad.pub").write_text('public = "short"\n')
+    assert [entry.name for entry in list_allowed(folder)] == ["robot", "tablet"]
+    assert "bad.pub is not a key file" in caplog.text
+
+
+def test_the_allow_list_is_read_again_when_it_changes(folder, tmp_path):
+    allowed = AllowList(folder)
+    assert allowed.refresh() is False
+    key = add_key(folder, "third", tmp_path / "third.key")
+    assert allowed.name_of(key.pair.public) == "third"
+    revoke(folder, "third")
+    assert allowed.refresh() is True
+    assert allowed.name_of(key.pair.public) is None
+    for path in (folder / "allowed").iterdir():
+        path.unlink()
+    (folder / "allowed").rmdir()
+    assert allowed.name_of(read_key(tmp_path / "tablet.key").pair.public) is None
+
+
+@pytest.mark.parametrize("name", ["", "../up", ".hidden", "a b", "x" * 65, "a\n"])
+def test_a_name_is_a_plain_one(folder, tmp_path, name):
+    with pytest.raises(UsageError, match="a name has"):
+        add_key(folder, name, tmp_path / "new.key")
+    with pytest.raises(UsageError, match="nobody named"):
+        revoke(folder, name)
+
+
+def test_nothing_is_overwritten(folder, tmp_path):
+    with pytest.raises(UsageError, match="has a key already"):
+        add_key(folder, "tablet", tmp_path / "new.key")
+    with pytest.raises(UsageError, match="it is not overwritten"):
+        add_key(folder, "third", tmp_path / "tablet.key")
+    with pytest.raises(OutputError, match="cannot write"):
+        add_key(folder, "third", tmp_path / "no" / "third.key")
+    assert [entry.name for entry in list_allowed(folder)] == ["robot", "tablet"]
+
+
+@pytest.mark.parametrize("public", ["", "x", '"' * 40, "#" * 40, "ü" * 40])
+def test_a_public_key_is_one(folder, public):
+    with pytest.raises(UsageError, match="40 characters of Z85"):
+        allow_public(folder, "third", public)
+
+
+def test_files_that_are_no_keys(folder, tmp_path):
+    with pytest.raises(UsageError, match="cannot read the key"):
+        read_key(tmp_path / "none.key")
+    (tmp_path / "bad.key").write_bytes(b"\xff\x00")
+    with pytest.raises(UsageError, match="is not a key file"):
+        read_key(tmp_path / "bad.key")
+    mixed = (tmp_path / "tablet.key").read_text().splitlines()
+    mixed[2] = (tmp_path / "robot.key").read_text().splitlines()[2]
+    (tmp_path / "mixed.key").write_text("\n".join(mixed))
+    with pytest.raises(UsageError, match="do not belong together"):
+        read_key(tmp_path / "mixed.key")
+    with pytest.raises(UsageError, match="streampose keys new NAME"):
+        Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "empty")
+    assert folder.is_dir()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes as on POSIX")
+def test_a_key_that_others_can_read_is_warned_of(folder, tmp_path, caplog):
+    assert folder.is_dir()
+    path = tmp_path / "tablet.key"
+    Path.chmod(path, 0o644)
+    read_key(path)
+    assert "chmod 600" in caplog.text

@@ -1,0 +1,352 @@
+"""Recordings: nothing that was received is lost, and what is played again is what was recorded."""
+
+import csv
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="needs the extra [record]")
+import pyarrow.parquet as pq
+
+from streampose.errors import KeyRefusedError, OutputError, UsageError
+from streampose.export import export
+from streampose.jsonl import PeopleWriter
+from streampose.keys import add_key, read_key
+from streampose.messages import Hello
+from streampose.outlet import Outlet
+from streampose.publish import Publisher
+from streampose.record import Recorder, open_sink
+from streampose.recording import Entry, StateChange, journal_of, read_recording
+from streampose.replay import replay
+from streampose.subscribe import Subscriber
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stream_messages import WAIT_S, Talk, make_frame, wait_until
+
+FORMATS = ("parquet", "jsonl")
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite", offsets=(-2, -1)) as made:
+        yield made
+
+
+def record(publisher, path, frames, *, gap_at=None):
+    """Record these frames of two sources; `gap_at` leaves two numbers of the first one out."""
+    stop = threading.Event()
+    with Recorder(publisher.endpoint, open_sink(path)) as recorder:
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        for source in ("a", "b"):
+            publisher.set_state(source, "online")
+        for index in range(frames):
+            if index == gap_at:
+                publisher._seq["a"] += 2
+            publisher.publish(make_frame(index, "a", people=index % 3))
+            publisher.publish(make_frame(index, "b", people=1, clock="rtcp"))
+        publisher.set_state("b", "offline")
+        recorder.record(stop, count=2 * frames)
+        wait_until(lambda: recorder.frames == 2 * frames)
+    return recorder
+
+
+def entries(path, source=None):
+    return [item for item in read_recording(path) if isinstance(item, Entry) and source in (None, item.frame.source)]
+
+
+def same(one, other, digits):
+    for name in (field.name for field in dataclasses.fields(one)):
+        if name == "people":
+            assert [p.track_id for p in one.people] == [p.track_id for p in other.people]
+            for mine, theirs in zip(one.people, other.people, strict=True):
+                np.testing.assert_allclose(mine.box, theirs.box, atol=digits)
+                np.testing.assert_allclose(mine.keypoints, theirs.keypoints, atol=digits)
+        elif name == "pts_s":
+            assert one.pts_s == pytest.approx(other.pts_s, abs=1e-6)
+        else:
+            assert getattr(one, name) == getattr(other, name), name
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_was_published_is_what_is_read(publisher, tmp_path, form):
+    path = tmp_path / f"session.{form}"
+    recorder = record(publisher, path, 30, gap_at=20)
+    assert recorder.ledger.missed == {"a": 2, "b": 0}
+    got = entries(path, "a")
+    assert [entry.seq for entry in got] == [*range(20), *range(22, 32)]
+    assert [entry.frame.missed for entry in got] == [*[0] * 20, 2, *[0] * 9]
+    assert {entry.run_id for entry in got} == {publisher.run_id}
+    assert [entry.received_ns for entry in got] == sorted(entry.received_ns for entry in got)
+    assert abs(got[0].received_ns - time.time_ns()) < 60e9
+    for entry in got:
+        sent = make_frame(entry.frame.frame_index, "a", people=entry.frame.frame_index % 3)
+        sent = dataclasses.replace(
+            sent, captured_ns=entry.frame.captured_ns, published_ns=entry.frame.published_ns, missed=entry.frame.missed
+        )
+        same(entry.frame, sent, 0 if form == "parquet" else 0.01)
+    assert {entry.frame.clock for entry in entries(path, "b")} == {"rtcp"}
+    if form == "parquet":
+        items = list(read_recording(path))
+        assert [item.source for item in items if isinstance(item, Hello)] == ["a", "b"]
+        states = [(item.source, item.state) for item in items if isinstance(item, StateChange)]
+        assert states == [("a", "online"), ("b", "online"), ("b", "offline")]
+        assert sorted(found.name for found in tmp_path.iterdir()) == ["session.parquet"]
+
+
+def test_parquet_is_a_table_that_others_read(publisher, tmp_path):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 10)
+    table = pq.read_table(path)
+    assert table.num_rows == 20
+    rows = table.filter(pa.compute.equal(table["source"], "a")).to_pylist()
+    assert rows[2]["people"][1]["box"] == [10, 2, 18, 22]
+    assert np.array(rows[2]["people"][1]["keypoints"]).shape == (17, 3)
+    assert rows[0]["people"] == []
+    assert rows[0]["offsets"] == [-2, -1]
+
+
+RECORDER = """
+import sys, pathlib, threading
+from streampose.record import Recorder, open_sink
+with Recorder(sys.argv[1], open_sink(pathlib.Path(sys.argv[2]))) as recorder:
+    while recorder.frames < 50: threading.Event().wait(0.01)
+    print(recorder.frames, flush=True)
+    recorder.record(threading.Event())
+"""
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_what_a_killed_recorder_received_is_readable(publisher, tmp_path, form, caplog):
+    path = tmp_path / f"session.{form}"
+    command = [sys.executable, "-c", RECORDER, publisher.endpoint, str(path)]
+    with Talk(publisher, hz=400, people=3), subprocess.Popen(command, stdout=-1, text=True) as process:
+        seen = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.wait(WAIT_S)
+    got = entries(path)
+    assert len(got) >= seen
+    numbers = [entry.seq for entry in got]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if form == "parquet":
+        assert "was not finished" in caplog.text
+        with pytest.raises(UsageError, match="was not finished; save it first: streampose export"):
+            open_sink(path)
+        (whole,) = export(path, tmp_path / "whole.parquet", "parquet")
+        assert [entry.seq for entry in entries(whole)] == numbers
+
+
+@pytest.mark.parametrize("cut", [1, 7, 9, 100])
+def test_a_journal_cut_anywhere_is_read_up_to_there(publisher, tmp_path, cut, caplog):
+    path = tmp_path / "session.parquet"
+    with Recorder(publisher.endpoint, open_sink(path)) as recorder:
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        for index in range(20):
+            publisher.publish(make_frame(index))
+        wait_until(lambda: recorder.frames == 20)
+        data = journal_of(path).read_bytes()
+    torn = tmp_path / "torn.parquet"
+    journal_of(torn).write_bytes(data[:-cut])
+    assert [entry.seq for entry in entries(torn)] == list(range(19))
+    assert "ends inside of a record" in caplog.text
+    journal_of(torn).write_bytes(
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1 :]
+    )
+    assert 5 < len(entries(torn)) < 19
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file size limits as on Linux")
+def test_a_full_disk_ends_the_recording_and_keeps_it(publisher, tmp_path):
+    path = tmp_path / "session.parquet"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        recorder = Recorder(publisher.endpoint, open_sink(path))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old[1]))
+        with recorder, Talk(publisher, people=5), pytest.raises(OutputError, match="File too large"):
+            recorder.record(threading.Event(), seconds=WAIT_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(entries(path)) > 10
+
+
+def test_who_is_not_let_in_is_told(tmp_path):
+    add_key(tmp_path / "keys", "one", tmp_path / "one.key")
+    add_key(tmp_path / "other", "two", tmp_path / "two.key")
+    wrong = dataclasses.replace(read_key(tmp_path / "two.key"), publisher=read_key(tmp_path / "one.key").publisher)
+    with (
+        Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as publisher,
+        Recorder(publisher.endpoint, open_sink(tmp_path / "session.jsonl"), key=wrong) as recorder,
+        pytest.raises(KeyRefusedError),
+    ):
+        recorder.record(threading.Event(), seconds=WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a.csv", r"ends in .parquet or .jsonl"), ("there.jsonl", "is not overwritten")]
+)
+def test_what_cannot_be_recorded_into(tmp_path, name, says):
+    (tmp_path / "there.jsonl").touch()
+    with pytest.raises(UsageError, match=says):
+        open_sink(tmp_path / name)
+    with pytest.raises(OutputError, match="there is no folder"):
+        open_sink(tmp_path / "missing" / "a.jsonl")
+
+
+def play(path, **kwargs):
+    """What a subscriber gets of a replay, with the times at which it came; and its states."""
+    got = []
+    with Outlet("tcp://127.0.0.1:*") as outlet, Subscriber(outlet.endpoint, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        count = replay(path, outlet, threading.Event(), **kwargs)
+        while len(got) < count:
+            frame = stream.receive(WAIT_S)
+            got.append((time.monotonic(), frame))
+        wait_until(lambda: stream.receive(0) is None and "ended" in stream.states.values())
+    return got, stream
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_replay_has_the_original_frames_and_gaps(publisher, tmp_path, form):
+    path = tmp_path / f"session.{form}"
+    record(publisher, path, 20, gap_at=10)
+    got, stream = play(path)
+    played = [frame for _, frame in got if frame.source == "a"]
+    recorded = [entry.frame for entry in entries(path, "a")]
+    assert stream.missed == {"a": 2, "b": 0}
+    for mine, theirs in zip(played, recorded, strict=True):
+        assert mine.published_ns - mine.captured_ns == theirs.published_ns - theirs.captured_ns
+        assert abs(mine.published_ns - time.monotonic_ns()) < 60e9
+        same(dataclasses.replace(mine, captured_ns=0, published_ns=0),
+             dataclasses.replace(theirs, captured_ns=0, published_ns=0), 0)  # fmt: skip
+    assert stream.hellos["a"].model == ("lite" if form == "parquet" else "recording")
+
+
+def test_a_replay_keeps_the_time_between_frames(tmp_path):
+    """Frames 20, 300 and 60 ms apart are published so again, or in half of the time."""
+    path = tmp_path / "people.jsonl"
+    times_s = [0.0, 0.02, 0.32, 0.38]
+    with PeopleWriter(path) as writer:
+        for index, at_s in enumerate(times_s):
+            writer.write(make_frame(index, published_ns=10**12 + int(at_s * 1e9), captured_ns=10**12))
+    for speed in (1.0, 2.0):
+        began_s = time.monotonic()
+        got, _ = play(path, speed=speed)
+        assert time.monotonic() - began_s >= times_s[-1] / speed
+        published_s = np.array([frame.published_ns / 1e9 for _, frame in got])
+        np.testing.assert_allclose(published_s - published_s[0], np.array(times_s) / speed, atol=0.03)
+
+
+def test_a_loop_is_another_epoch_whose_frames_count_on(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for index in range(3):
+            writer.write(make_frame(index, published_ns=index * 1_000_000))
+    stop = threading.Event()
+    with Outlet("tcp://127.0.0.1:*") as outlet, Subscriber(outlet.endpoint, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        thread = threading.Thread(target=replay, args=(path, outlet, stop), kwargs={"loop": True})
+        thread.start()
+        got = [stream.receive(WAIT_S) for _ in range(8)]
+        stop.set()
+        thread.join(WAIT_S)
+    assert [(frame.epoch, frame.frame_index) for frame in got] == [(i // 3, i) for i in range(8)]
+    assert stream.missed == {"cam": 0}
+
+
+def test_csv_has_a_line_a_person(publisher, tmp_path):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 6)
+    (out,) = export(path, tmp_path / "out.csv", "csv", "a")
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame_index"] for row in rows] == ["0", "1", "2", "2", "3", "4", "5", "5"]
+    assert [row["track_id"] for row in rows] == ["", "1", "1", "2", "", "1", "1", "2"]
+    assert (rows[3]["nose_x"], rows[3]["nose_y"], rows[3]["right_ankle_score"]) == ("10.0", "2.0", "0.75")
+    assert rows[3]["box_y2"] == "22.0"
+
+
+def test_coco_results_are_what_its_tools_take(publisher, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="needs the extra [train]")
+    path = tmp_path / "session.jsonl"
+    record(publisher, path, 6)
+    written = export(path, tmp_path / "out.json", "coco")
+    assert [found.name for found in written] == ["out-a.json", "out-b.json"]
+    truth = coco.COCO()
+    truth.dataset = {"images": [{"id": index} for index in range(6)], "annotations": [], "categories": [{"id": 1}]}
+    truth.createIndex()
+    results = truth.loadRes(str(written[0]))
+    assert len(results.anns) == 6
+    first = json.loads(written[0].read_text())[0]
+    assert first["image_id"] == 1
+    assert first["keypoints"] == [0, 1, 0.75] * 17
+    assert first["bbox"] == [0, 1, 8, 20]
+
+
+def test_posetrack_is_what_the_evaluation_reads(publisher, tmp_path):
+    labels = pytest.importorskip("streampose.train.posetrack_labels", reason="needs the extra [train]")
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 6)
+    (out,) = export(path, tmp_path / "out.json", "posetrack", "b")
+    made = json.loads(out.read_text())
+    assert [image["id"] for image in made["images"]] == list(range(6))
+    person = made["annotations"][2]
+    points = dict(zip(made["categories"][0]["keypoints"], np.reshape(person["keypoints"], (17, 3)), strict=True))
+    assert points["head_bottom"].tolist() == [0, 2, 1]
+    assert points["left_ear"].tolist() == [0, 0, 0]
+    read = labels.read_sequence(out)
+    assert [frame.id for frame in read.frames] == list(range(6))
+    assert [len(frame.people) for frame in read.frames] == [1] * 6
+
+
+def test_several_runs_get_their_own_files(tmp_path):
+    path = tmp_path / "session.jsonl"
+    with Publisher("tcp://127.0.0.1:*", model="lite") as first:
+        endpoint = first.endpoint
+    with Recorder(endpoint, open_sink(path)) as recorder:
+        for frames in (1, 2):
+            with Publisher(endpoint, model="lite") as publisher:
+                wait_until(publisher._outlet.subscribed.is_set)
+                publisher.publish(make_frame(0))
+                wait_until(lambda: recorder.frames == frames)  # noqa: B023
+    written = export(path, tmp_path / "out.json", "coco")
+    assert [found.name for found in written] == ["out-cam.json", "out-cam-run2.json"]
+
+
+def test_mistakes_are_told(publisher, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"source": "a"}\n')
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no PAR1")
+    (tmp_path / "empty.jsonl").touch()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    for name, says in [
+        ("none.parquet", "there is no recording"),
+        ("none.jsonl", "there is no recording"),
+        ("bad.jsonl", "line 1 is not one of people.jsonl"),
+        ("bad.parquet", "is not a recording of streampose"),
+        ("other.parquet", "is not a recording of streampose"),
+        ("empty.jsonl", "has no frames to export"),
+        ("a.mp4", "ends in .parquet or .jsonl"),
+    ]:
+        with pytest.raises(UsageError, match=says):
+            export(tmp_path / name, tmp_path / "out.json", "coco")
+    with pytest.raises(UsageError, match="--format is one of csv, coco"):
+        export(tmp_path / "empty.jsonl", tmp_path / "out.xml", "xml")
+    with pytest.raises(UsageError, match="is not overwritten"):
+        export(tmp_path / "empty.jsonl", tmp_path / "bad.jsonl", "csv")
+    with Outlet("tcp://127.0.0.1:*") as outlet:
+        with pytest.raises(UsageError, match="has no frames of a source 'x'"):
+            replay(tmp_path / "empty.jsonl", outlet, threading.Event(), source="x")
+        with pytest.raises(UsageError, match="a speed is above 0"):
+            replay(tmp_path / "empty.jsonl", outlet, threading.Event(), speed=0)
+    assert publisher.dropped == 0

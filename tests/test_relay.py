@@ -1,0 +1,161 @@
+"""The relay: many streams in, one out, with the loss on the way still counted."""
+
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from streampose.errors import UsageError
+from streampose.keys import add_key, read_key
+from streampose.outlet import Outlet
+from streampose.publish import Publisher
+from streampose.relay import Relay, Upstream, parse_upstreams
+from streampose.subscribe import Subscriber
+from streampose.view.hub import Hub
+
+sys.path.insert(0, str(Path(__file__).parent))
+from stream_messages import WAIT_S, Talk, make_frame, wait_until
+
+
+@pytest.fixture
+def make_relay():
+    """make_relay(Upstream(...), ...) -> a relay that is served, and its endpoint."""
+    with ExitStack() as stack:
+
+        def make(*upstreams, **kwargs):
+            outlet = stack.enter_context(Outlet("tcp://127.0.0.1:*", **kwargs))
+            relay = stack.enter_context(Relay(upstreams, outlet))
+            stop = threading.Event()
+            thread = threading.Thread(target=relay.serve, args=(stop,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(stop.set)
+            return relay, outlet.endpoint
+
+        yield make
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as made:
+        yield made
+
+
+def test_streams_of_two_machines_arrive_at_one_endpoint(make_relay):
+    with (
+        Publisher("tcp://127.0.0.1:*", model="lite") as left,
+        Publisher("tcp://127.0.0.1:*", model="other") as right,
+    ):
+        relay, endpoint = make_relay(Upstream(left.endpoint, "left"), Upstream(right.endpoint, "right"))
+        with Talk(left, "cam"), Talk(right, "cam"), Subscriber(endpoint, "lossless") as stream:
+            got = [stream.receive(WAIT_S) for _ in range(100)]
+            wait_until(lambda: stream.receive(0.01) and len(stream.hellos) == 2)
+    assert {frame.source for frame in got} == {"left.cam", "right.cam"}
+    assert {name: hello.model for name, hello in stream.hellos.items()} == {"left.cam": "lite", "right.cam": "other"}
+    assert stream.missed == {"left.cam": 0, "right.cam": 0}
+    assert relay.malformed == relay.conflicts == 0
+
+
+def test_what_passes_is_unchanged(make_relay, publisher):
+    _, endpoint = make_relay(Upstream(publisher.endpoint))
+    with Subscriber(endpoint, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        sent = make_frame(5, people=3, dropped=2, clock="rtcp")
+        wait_until(lambda: publisher._outlet.subscribed.is_set())
+        publisher.publish(sent)
+        got = stream.receive(WAIT_S)
+    assert (got.frame_index, got.dropped, got.clock, len(got.people)) == (5, 2, "rtcp", 3)
+    assert got.captured_ns == sent.captured_ns
+
+
+def test_a_late_joiner_at_the_relay_is_greeted(make_relay, publisher):
+    relay, endpoint = make_relay(Upstream(publisher.endpoint))
+    publisher.publish(make_frame(3))
+    publisher.set_state("cam", "stalled")
+    wait_until(lambda: relay.sources)
+    with Subscriber(endpoint) as stream:
+        assert stream.receive(WAIT_S).frame_index == 3
+        wait_until(lambda: stream.receive(0) is None and stream.states == {"cam": "stalled"})
+        assert stream.hellos["cam"].model == "lite"
+
+
+def test_the_sources_of_a_lost_machine_are_offline(make_relay, monkeypatch):
+    monkeypatch.setattr("streampose.relay.SILENT_S", 0.4)
+    with Publisher("tcp://127.0.0.1:*", model="lite", heartbeat_s=0.1) as publisher:
+        relay, endpoint = make_relay(Upstream(publisher.endpoint))
+        stream = Subscriber(endpoint)
+        with stream:
+            publisher.publish(make_frame())
+            publisher.set_state("cam", "online")
+            wait_until(lambda: stream.receive(0.01) is None and stream.states == {"cam": "online"})
+            publisher.close()
+            wait_until(lambda: stream.receive(0.01) is None and stream.states == {"cam": "offline"})
+            assert relay.sources == {}
+            with Publisher(publisher.endpoint, model="lite") as again:
+                again.set_state("cam", "online")
+                wait_until(lambda: stream.receive(0.01) is None and stream.states == {"cam": "online"})
+
+
+def test_a_source_of_two_machines_is_taken_from_one(make_relay, publisher, caplog):
+    with Publisher("tcp://127.0.0.1:*", model="lite") as second:
+        relay, endpoint = make_relay(Upstream(publisher.endpoint), Upstream(second.endpoint))
+        with Subscriber(endpoint, "lossless") as stream:
+            with Talk(publisher):
+                assert stream.receive(WAIT_S).source == "cam"
+                with Talk(second):
+                    wait_until(lambda: relay.conflicts > 10)
+            assert stream.missed == {"cam": 0}
+    assert "left out source cam" in caplog.text
+    assert "--connect NAME=" in caplog.text
+
+
+def test_pictures_are_asked_for_where_somebody_looks(make_relay, publisher):
+    _, endpoint = make_relay(Upstream(publisher.endpoint, "left"))
+    with Talk(publisher), Hub(endpoint) as hub:
+        wait_until(lambda: "left.cam" in hub.cameras)
+        assert not publisher.is_looked_at("cam")
+        hub.look(1, ["left.cam"])
+        wait_until(lambda: publisher.is_looked_at("cam"))
+        publisher.show("cam", b"\xff\xd8\xff", epoch=0, frame_index=4, captured_ns=1, size=(48, 64))
+        wait_until(lambda: hub.cameras["left.cam"].picture is not None)
+        assert hub.cameras["left.cam"].picture.header.frame_index == 4
+        hub.look(1, [])
+        wait_until(lambda: not publisher.is_looked_at("cam"))
+
+
+def test_keys_on_both_sides(make_relay, tmp_path):
+    add_key(tmp_path / "up", "relay", tmp_path / "relay.key")
+    add_key(tmp_path / "down", "reader", tmp_path / "reader.key")
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "up") as publisher, Talk(publisher):
+        upstream = Upstream(publisher.endpoint, key=read_key(tmp_path / "relay.key"))
+        _, endpoint = make_relay(upstream, keys=tmp_path / "down")
+        with Subscriber(endpoint, key=tmp_path / "reader.key") as stream:
+            assert stream.receive(WAIT_S).source == "cam"
+
+
+def test_upstreams_of_the_command_line(tmp_path):
+    for name in ("a", "b"):
+        add_key(tmp_path / "keys", name, tmp_path / f"{name}.key")
+    keys = [tmp_path / "a.key", tmp_path / "b.key"]
+    made = parse_upstreams(["left=tcp://h:1", "tcp://h:2"], keys)
+    assert [(upstream.name, upstream.endpoint, upstream.key.name) for upstream in made] == [
+        ("left", "tcp://h:1", "a"),
+        ("", "tcp://h:2", "b"),
+    ]
+    assert parse_upstreams(["tcp://h:1", "tcp://h:2"], keys[:1])[1].key.name == "a"
+    for texts, given, says in [
+        (["tcp://h:1"], keys, "one for each of the 1"),
+        (["a=tcp://h:1", "a=tcp://h:2"], [], "the same name"),
+        (["tcp://h:1", "b=tcp://h:1"], [], "the same endpoint"),
+        (["=tcp://h:1"], [], "no name before ="),
+        (["a\x1b=tcp://h:1"], [], "printable"),
+    ]:
+        with pytest.raises(UsageError, match=says):
+            parse_upstreams(texts, given)
+
+
+def test_a_relay_does_not_collect_from_itself():
+    with Outlet("tcp://127.0.0.1:*") as outlet, pytest.raises(UsageError, match="where it publishes itself"):
+        Relay([Upstream(outlet.endpoint)], outlet)

@@ -1,0 +1,413 @@
+"""The client over real sockets: fresh in latest mode, exact about loss, and never silent about what is wrong."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+import streampose
+from streampose.errors import NoPublisherError, SchemaError, UsageError
+from streampose.messages import Heartbeat
+from streampose.publish import Publisher
+from streampose.reception import QUEUE_LIMIT
+from streampose.subscribe import Subscriber
+from streampose.wire import encode_heartbeat, encode_pose
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_publisher, wait_until
+
+PROMPT_S = 1.0
+
+
+@pytest.fixture
+def publisher():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as made:
+        yield made
+
+
+@pytest.fixture
+def fake():
+    """A bound XPUB socket that sends what it is told to, once somebody has subscribed."""
+    context = zmq.Context()
+    made = context.socket(zmq.XPUB)
+    made.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
+    made.bind_to_random_port("tcp://127.0.0.1")
+
+    def greet():
+        while made.recv() != b"\x01status.":
+            pass
+
+    yield made, made.getsockopt_string(zmq.LAST_ENDPOINT), greet
+    context.destroy(0)
+
+
+def fail(endpoint, **kwargs):
+    began_s = time.monotonic()
+    with Subscriber(endpoint, **kwargs) as stream, pytest.raises(streampose.StreamError) as caught:
+        stream.receive(WAIT_S)
+    return caught.value, time.monotonic() - began_s
+
+
+def test_a_reader_at_5_hz_is_fresh_and_counts_exactly(publisher):
+    """30 Hz in, 5 Hz out: what it gets is younger than 100 ms, and what it skipped is in `missed`."""
+    pause = threading.Event()
+    with Talk(publisher, hz=30), Subscriber(publisher.endpoint) as stream:
+        first = last = stream.receive(WAIT_S)
+        missed = 0
+        for _ in range(8):
+            pause.wait(0.2)
+            frame = stream.receive(WAIT_S)
+            assert (time.monotonic_ns() - frame.published_ns) / 1e6 < 100
+            assert frame.missed == frame.frame_index - last.frame_index - 1
+            last, missed = frame, missed + frame.missed
+    assert missed == last.frame_index - first.frame_index - 8
+    assert stream.missed == {"cam": missed}
+    assert missed > 20
+
+
+def test_a_late_joiner_has_it_all_within_100_ms(publisher):
+    for source in ("a", "b"):
+        publisher.publish(make_frame(7, source))
+        publisher.set_state(source, "stalled")
+    wait_until(lambda: len(publisher._outlet._last) == 6)
+    times_s = []
+    for _ in range(5):
+        began_s = time.monotonic()
+        with Subscriber(publisher.endpoint) as stream:
+            got = {stream.receive(WAIT_S).source for _ in range(2)}
+            wait_until(lambda: stream.receive(0) is None and len(stream.states) == 2 and len(stream.hellos) == 2)
+            times_s.append(time.monotonic() - began_s)
+        assert got == {"a", "b"}
+        assert stream.states == {"a": "stalled", "b": "stalled"}
+    assert sorted(times_s)[2] < 0.1, times_s
+
+
+def test_the_greeting_of_another_repeats_nothing(publisher):
+    """The last pose goes to everybody again when somebody joins; those who have it do not see it twice."""
+    with Subscriber(publisher.endpoint, "lossless") as first:
+        wait_until(lambda: first.heard_s)
+        publisher.publish(make_frame(0))
+        assert first.receive(WAIT_S).frame_index == 0
+        with Subscriber(publisher.endpoint) as second:
+            assert second.receive(WAIT_S).frame_index == 0
+        publisher.publish(make_frame(1))
+        frame = first.receive(WAIT_S)
+        assert (frame.frame_index, frame.missed) == (1, 0)
+
+
+def test_a_dead_endpoint_is_an_error_that_says_so():
+    error, took_s = fail("tcp://127.0.0.1:1")
+    assert isinstance(error, NoPublisherError)
+    assert str(error) == "nobody publishes at tcp://127.0.0.1:1: connection refused"
+    assert error.exit_code == 3
+    assert took_s < PROMPT_S
+
+
+def test_a_host_that_does_not_exist():
+    error, took_s = fail("tcp://no-such-host.invalid:5555")
+    assert isinstance(error, NoPublisherError)
+    assert "no such host" in str(error)
+    assert took_s < 5  # the resolver's time
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_something_else_at_the_endpoint(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk():
+            peers = []
+            while True:
+                try:
+                    peer, _ = server.accept()
+                except OSError:
+                    return
+                peers.append(peer)
+                if answer is not None:
+                    peer.sendall(answer)
+                    peer.close()
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        error, took_s = fail(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        server.shutdown(socket.SHUT_RDWR)
+    assert isinstance(error, NoPublisherError)
+    assert "something else answers there" in str(error)
+    assert took_s < PROMPT_S + 0.3
+
+
+def test_another_schema_is_an_error_not_silence(fake):
+    sender, endpoint, greet = fake
+    with Subscriber(endpoint) as stream:
+        greet()
+        began_s = time.monotonic()
+        topic, header, _ = encode_heartbeat(Heartbeat(schema=1, run_id="r", sent_ns=1))
+        sender.send_multipart([topic, msgspec.msgpack.encode(msgspec.msgpack.decode(header) | {"schema": 2}), b""])
+        with pytest.raises(SchemaError, match=f"{endpoint} speaks schema 2; this version of streampose reads schema 1"):
+            stream.receive(WAIT_S)
+        assert time.monotonic() - began_s < PROMPT_S
+        sender.send_multipart(encode_pose(make_frame(3), run_id="r", seq=0))
+        wait_until(lambda: stream._newest)
+        assert stream.receive(WAIT_S).frame_index == 3  # one that is readable after all
+
+
+def test_silence_is_an_error_where_that_is_asked_for(fake):
+    sender, endpoint, greet = fake
+    with Subscriber(endpoint, silent_s=0.2) as stream:
+        greet()
+        sender.send_multipart(encode_pose(make_frame(0), run_id="r", seq=0))
+        assert stream.receive(WAIT_S).frame_index == 0
+        with pytest.raises(NoPublisherError, match=r"silent for 0\.2 s"):
+            stream.receive(WAIT_S)
+
+
+def test_a_timeout_gives_none(publisher):
+    with Subscriber(publisher.endpoint) as stream:
+        began_s = time.monotonic()
+        assert stream.receive(0.05) is None
+        assert 0.04 < time.monotonic() - began_s < 1
+        assert stream.receive(0) is None
+
+
+def test_it_may_wait_for_a_publisher_for_ever():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as gone:
+        endpoint = gone.endpoint
+    with Subscriber(endpoint, connect_s=None) as stream:
+        assert stream.receive(PROMPT_S + 0.2) is None
+        assert not stream.connected
+        with Publisher(endpoint, model="lite") as publisher, Talk(publisher):
+            assert stream.receive(WAIT_S) is not None
+            assert stream.connected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill as on POSIX")
+def test_a_publisher_that_is_killed_and_started_again():
+    process, endpoint = start_publisher(HERE)
+    with process, Subscriber(endpoint, "lossless") as stream:
+        assert stream.receive(WAIT_S).source == "cam"
+        process.kill()
+        process.wait(WAIT_S)
+        wait_until(lambda: not stream.connected)
+        while stream.receive(0.1) is not None:
+            pass
+        again, _ = start_publisher(HERE, endpoint)
+        with again:
+            frame = stream.receive(WAIT_S)
+            assert frame.missed == 0
+            following = stream.receive(WAIT_S)
+            assert following.frame_index == frame.frame_index + 1
+            assert stream.reconnections == 1
+            again.stdin.close()
+
+
+def test_fifty_subscribers_get_everything(publisher):
+    streams = [Subscriber(publisher.endpoint, "lossless") for _ in range(50)]
+    try:
+        wait_until(lambda: all(stream.heard_s for stream in streams), 3 * WAIT_S)
+        for index in range(100):
+            publisher.publish(make_frame(index, people=3))
+        for stream in streams:
+            assert [stream.receive(WAIT_S).frame_index for _ in range(100)] == list(range(100))
+            assert stream.missed == {"cam": 0}
+    finally:
+        for stream in streams:
+            stream.close()
+    assert publisher.dropped == 0
+
+
+NEVER_READS = """
+import sys, zmq
+stream = zmq.Context().socket(zmq.SUB)
+stream.setsockopt(zmq.RCVHWM, 1)
+stream.connect(sys.argv[1])
+stream.subscribe(b"")
+stream.recv_multipart()
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux tells it")
+def test_who_never_reads_costs_the_publisher_nothing(publisher):
+    """50,000 frames of ten people past ten subscribers that stopped reading: rate and memory stay flat."""
+
+    def memory_mb():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def send(count):
+        """Seconds for `count` frames, as fast as the publisher sends them."""
+        began_s = time.monotonic()
+        for index in range(count):
+            publisher.publish(make_frame(index, people=10))
+            if index % 100 == 0:
+                wait_until(lambda: not publisher._outlet._queue)
+        return time.monotonic() - began_s
+
+    send(2000)
+    alone_s = min(send(5000) for _ in range(3))
+    lazy = [
+        subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
+        for _ in range(10)
+    ]
+    try:
+        publisher.publish(make_frame(0))
+        for process in lazy:
+            assert process.stdout.readline() == b"here\n"
+        send(15000)  # fills their queues and the kernel's
+        before_mb = memory_mb()
+        beside_s = min(send(5000) for _ in range(3))
+        send(15000)
+        assert memory_mb() - before_mb < 10
+        assert beside_s < 2 * alone_s + 0.5
+        with Subscriber(publisher.endpoint) as stream:  # and others are served as ever
+            wait_until(lambda: stream.heard_s)
+            publisher.publish(make_frame(77))
+            wait_until(lambda: (frame := stream.receive(0.1)) is not None and frame.frame_index == 77)
+    finally:
+        for process in lazy:
+            process.kill()
+            process.communicate()
+
+
+def test_a_lossless_reader_that_stalls_holds_up_nobody_and_is_bounded(publisher):
+    with Subscriber(publisher.endpoint, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        for index in range(3 * QUEUE_LIMIT):
+            publisher.publish(make_frame(index, people=0))
+            if index % 500 == 0:
+                wait_until(lambda: not publisher._outlet._queue)
+        assert len(stream._queue) <= QUEUE_LIMIT
+        got = [stream.receive(WAIT_S) for _ in range(QUEUE_LIMIT)]
+        assert [frame.frame_index for frame in got[:100]] == list(range(100))
+
+
+def test_many_sources_of_a_stranger_are_bounded(fake, monkeypatch):
+    monkeypatch.setattr("streampose.ledger.SOURCES_LIMIT", 5)
+    sender, endpoint, greet = fake
+    with Subscriber(endpoint, "lossless") as stream:
+        greet()
+        for number in range(10):
+            sender.send_multipart(encode_pose(make_frame(source=f"s{number}"), run_id="r", seq=0))
+        sender.send_multipart(encode_pose(make_frame(5, source="s0"), run_id="r", seq=1))
+        assert [stream.receive(WAIT_S).source for _ in range(6)] == ["s0", "s1", "s2", "s3", "s4", "s0"]
+        assert len(stream.missed) == 5
+
+
+def test_asyncio(publisher):
+    async def read():
+        async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
+            while not stream.heard_s:
+                assert await stream.receive(0.01) is None
+            for index in range(50):
+                publisher.publish(make_frame(index))
+            got = []
+            async for frame in stream:
+                got.append(frame.frame_index)
+                if len(got) == 50:
+                    break
+            assert await stream.receive(0.02) is None
+            return got
+
+    assert asyncio.run(read()) == list(range(50))
+
+
+def test_asyncio_reads_many_streams_in_one_loop(publisher):
+    async def read():
+        with Talk(publisher, "a", "b"):
+            streams = [streampose.AsyncSubscriber(publisher.endpoint, source=source) for source in "ab"]
+            frames = await asyncio.gather(*(stream.receive(WAIT_S) for stream in streams))
+            await asyncio.gather(*(stream.close() for stream in streams))
+        return [frame.source for frame in frames]
+
+    assert asyncio.run(read()) == ["a", "b"]
+
+
+def test_asyncio_has_the_same_errors():
+    async def read():
+        async with streampose.AsyncSubscriber("tcp://127.0.0.1:1") as stream:
+            began_s = time.monotonic()
+            with pytest.raises(NoPublisherError):
+                await stream.receive(WAIT_S)
+            assert time.monotonic() - began_s < PROMPT_S
+
+    asyncio.run(read())
+
+
+def test_asyncio_ends_a_waiting_reader(publisher):
+    async def read():
+        stream = streampose.AsyncSubscriber(publisher.endpoint)
+        waiting = asyncio.create_task(stream.receive())
+        await asyncio.sleep(0)
+        await stream.close()
+        return await asyncio.wait_for(waiting, WAIT_S)
+
+    assert asyncio.run(read()) is None
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x"]
+)
+def test_a_wrong_endpoint_is_refused(endpoint):
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        Subscriber(endpoint)
+
+
+def can_make_hosts():
+    """Whether network namespaces can be made here."""
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-Urn", "true"], capture_output=True).returncode == 0
+
+
+TWO_HOSTS = """
+set -eu
+ip link set lo up
+mkdir -p /run/netns 2>/dev/null || true
+ip link add left type veth peer name right
+unshare -n sleep 60 & other=$!
+for _ in $(seq 100); do [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/$$/ns/net)" ] && break; done
+ip link set right netns $other
+ip addr add 10.77.0.1/24 dev left; ip link set left up
+nsenter -n -t $other ip addr add 10.77.0.2/24 dev right; nsenter -n -t $other ip link set right up
+"$1" -c "$2" "$3" tcp://10.77.0.1:5555 < /dev/zero > /dev/null & publisher=$!
+nsenter -n -t $other "$1" -c "$4"
+kill $publisher $other
+"""
+READER = """
+import time
+from streampose.errors import NoPublisherError
+from streampose.subscribe import Subscriber
+with Subscriber("tcp://10.77.0.1:5555", connect_s=10) as stream:
+    frames = [stream.receive(10) for _ in range(20)]
+    assert sum(frame.missed for frame in frames) == frames[-1].frame_index - frames[0].frame_index - 19
+try:
+    began = time.monotonic()
+    with Subscriber("tcp://10.77.0.9:5555") as stream:
+        stream.receive(10)
+except NoPublisherError as error:
+    print(f"{time.monotonic() - began:.1f}", error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_make_hosts(), reason="network namespaces cannot be made here")
+def test_two_hosts():
+    """Publisher and reader in network namespaces of their own, an address each; and an address where nobody is."""
+    done = subprocess.run(
+        ["unshare", "-Urnm", "bash", "-c", TWO_HOSTS, "bash", sys.executable, PUBLISHER, str(HERE), READER],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    took_s, _, error = done.stdout.strip().partition(" ")
+    assert error.startswith("nobody publishes at tcp://10.77.0.9:5555: ")
+    assert float(took_s) < 1.6

@@ -1,0 +1,371 @@
+"""The web page, driven in a real browser, and the server behind it."""
+
+import http.client
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra [web]")
+pytest.importorskip("uvicorn", reason="needs the extra [web]")
+websockets = pytest.importorskip("websockets.sync.client", reason="needs the extra [web]")
+
+from websockets.exceptions import ConnectionClosed
+
+from streampose.errors import OutputError, UsageError
+from streampose.keys import add_key
+from streampose.pictures import to_jpeg
+from streampose.publish import Publisher
+from streampose.types import Pose, PoseFrame
+from streampose.view import server
+
+WAIT_S = 20
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SIZE = (240, 320)
+
+
+def make_frame(index, source, people=1):
+    """Somebody who walks right by 2 px a frame, all joints on a grid in the box."""
+    left = 20 + (2 * index) % 200
+    grid = np.array([(left + 15 * (joint % 4), 60 + 30 * (joint // 4), 0.9) for joint in range(17)], np.float32)
+    poses = tuple(
+        Pose(track_id=1 + person, box=np.array([left, 50, left + 60, 220], np.float32), score=0.8, keypoints=grid)
+        for person in range(people)
+    )
+    now_ns = time.monotonic_ns()
+    return PoseFrame(
+        source=source, epoch=0, frame_index=index, pts_s=index / 30, captured_ns=now_ns - 42_000_000,
+        published_ns=now_ns, width=SIZE[1], height=SIZE[0], skeleton="coco17", dropped=3, people=poses,
+    )  # fmt: skip
+
+
+class Cameras:
+    """Publishes frames and, to those who look, pictures of some cameras until it is closed."""
+
+    def __init__(self, *names, **kwargs):
+        self.names = set(names)
+        self.pictures = 0
+        self.publisher = Publisher(kwargs.pop("endpoint", "tcp://127.0.0.1:*"), model="lite", **kwargs)
+        for name in names:
+            self.publisher.set_state(name, "online")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        jpeg = to_jpeg(np.full((*SIZE, 3), (60, 40, 20), np.uint8))
+        index = 0
+        while not self._done.wait(1 / 30):
+            for name in sorted(self.names):
+                self.publisher.publish(make_frame(index, name))
+                if index % 3 == 0 and self.publisher.is_looked_at(name):
+                    self.publisher.show(name, jpeg, epoch=0, frame_index=index, captured_ns=1, size=SIZE)
+                    self.pictures += 1
+            index += 1
+
+    def kill(self, name):
+        """A camera is lost."""
+        self.names.discard(name)
+        self.publisher.set_state(name, "offline")
+
+    def close(self):
+        self._done.set()
+        self._thread.join()
+        self.publisher.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@contextmanager
+def serving(endpoint, caplog, **kwargs):
+    """The address of a page that shows the stream."""
+    stop = threading.Event()
+    caplog.set_level("INFO", logger="streampose")
+    caplog.clear()
+    thread = threading.Thread(target=server.serve, args=(endpoint, stop), kwargs={"port": 0, **kwargs})
+    thread.start()
+    try:
+        wait_until(lambda: any(record.message.startswith("open http") for record in caplog.records))
+        yield next(record.message for record in caplog.records if record.message.startswith("open http")).split()[1]
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def wait_until(condition, seconds=WAIT_S):
+    until = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        pause.wait(0.01)
+
+
+def until(page, expression, argument=None):
+    """Wait in the page; by asking again, since the page's security policy forbids what Playwright would inject."""
+    wait_until(lambda: page.evaluate(expression, argument))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra [dev]")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    contexts = []
+
+    def make(address, width=1280, height=800, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_S * 1000)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+        page.hosts = set()
+        page.on("request", lambda request: page.hosts.add(request.url.split("/")[2]))
+        page.goto(address)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+PIXELS = """source => {
+    const canvas = document.querySelector(`[data-source="${source}"] .stage canvas`);
+    const {data, width, height} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let count = 0, sum = 0;
+    for (let i = 0; i < data.length; i += 4)
+        if (Math.max(data[i], data[i + 1], data[i + 2]) > 150) { count++; sum += (i / 4) % width; }
+    return {count, middle: sum / count / width};
+}"""
+PAINTED = """source => {
+    const canvas = document.querySelector(`[data-source="${source}"] .stage canvas`);
+    return [...canvas.getContext("2d").getImageData(3, canvas.height - 5, 1, 1).data];
+}"""
+STATE = '([source, state]) => document.querySelector(`[data-source="${source}"]`)?.dataset.state === state'
+
+
+def test_the_page_shows_cameras_and_follows_what_becomes_of_them(open_page, caplog):
+    with Cameras("cam1", "cam2", "cam10") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        page = open_page(address)
+        until(page, "document.querySelectorAll('.tile').length === 3")
+        order = "[...document.querySelectorAll('.tile')].map(t => t.dataset.source)"
+        assert page.evaluate(order) == ["cam1", "cam2", "cam10"]
+        until(page, STATE, ["cam1", "online"])
+        until(page, f"({PAINTED})('cam1')[2] > 10")  # the picture's blue is there
+        first = page.evaluate(PIXELS, "cam1")
+        assert first["count"] > 100
+        until(
+            page, f"middle => Math.abs(({PIXELS})('cam1').middle - middle) > 0.05", first["middle"]
+        )  # the skeleton walks
+        until(page, "+document.querySelector('[data-figure=fps]').textContent > 20")
+        assert page.inner_text("[data-figure=latency]") == "42 ms"
+        assert page.inner_text("[data-figure=people]") == "1"
+        assert page.inner_text("[data-figure=dropped]") == "3"
+        assert "3 cameras, 3 online" in page.inner_text(".summary")
+        cameras.kill("cam2")
+        until(page, STATE, ["cam2", "offline"])
+        assert page.inner_text("[data-source=cam2] .veil").startswith("Offline since ")
+        assert page.evaluate("document.querySelector('[data-source=cam1]').dataset.state") == "online"
+        cameras.close()
+        until(page, STATE, ["cam1", "offline"])
+        until(page, "document.querySelector('.link').dataset.state === 'lost'")
+        with Cameras("cam1", "cam2", endpoint=cameras.publisher.endpoint):
+            until(page, STATE, ["cam1", "online"])
+            until(page, STATE, ["cam2", "online"])
+        assert page.problems == []
+        assert page.hosts == {address.split("/")[2]}
+
+
+def test_one_camera_in_focus_and_pause(open_page, caplog):
+    with Cameras("a", "b") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        page = open_page(address)
+        page.click("[data-source=b] .stage")
+        until(page, "document.querySelectorAll('.people .swatch').length === 1")
+        assert page.is_hidden("[data-source=a]")
+        assert "#b" in page.url
+        assert "lite" in page.inner_text("[data-source=b] .facts")
+        wait_until(lambda: not cameras.publisher.is_looked_at("a"))
+        assert cameras.publisher.is_looked_at("b")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("[data-source=a].focused")
+        page.go_back()
+        page.wait_for_selector("[data-source=b].focused")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("[data-source=a]")
+        page.click(".pause")
+        assert page.get_attribute(".pause", "aria-pressed") == "true"
+        wait_until(lambda: not cameras.publisher.is_looked_at("a"))
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+        before = page.evaluate(PIXELS, "a")
+        seen = cameras.publisher._seq["a"]
+        wait_until(lambda: cameras.publisher._seq["a"] > seen + 10)
+        assert page.evaluate(PIXELS, "a") == before
+        page.keyboard.press("Tab")
+        page.click(".pause")
+        until(page, f"middle => ({PIXELS})('a').middle !== middle", before["middle"])
+        assert page.problems == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1440, 5), (390, 2)])
+def test_twenty_cameras_fit(open_page, caplog, width, columns):
+    names = [f"cam{number:02d}" for number in range(20)]
+    with Cameras(*names) as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        page = open_page(address, width=width, scheme="dark")
+        until(page, "document.querySelectorAll('.tile[data-state=online]').length >= 4")
+        until(page, "document.querySelectorAll('.tile').length === 20")
+        tops = page.evaluate(
+            "[...document.querySelectorAll('.tile')].map(t => Math.round(t.getBoundingClientRect().top))"
+        )
+        assert tops.count(min(tops)) == columns
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        clipped = "[...document.querySelectorAll('.figures dd')].filter(d => d.scrollWidth > d.clientWidth + 1).length"
+        assert page.evaluate(clipped) == 0
+        last = page.evaluate(
+            "document.querySelector('[data-source=cam19]').getBoundingClientRect().top > innerHeight + 120"
+        )
+        if last:  # what is not on the screen costs no pictures
+            wait_until(lambda: cameras.publisher.is_looked_at("cam00"))
+            assert not cameras.publisher.is_looked_at("cam19")
+
+
+def test_light_and_dark(open_page, caplog):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        shades = []
+        for scheme in ("light", "dark"):
+            page = open_page(address, scheme=scheme)
+            shades.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert len(set(shades)) == 2
+        page.click(".theme")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == shades[0]
+        page.reload()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == shades[0]
+
+
+def test_pictures_are_made_only_while_somebody_looks(open_page, caplog):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        seen = cameras.publisher._seq.get("a", 0)
+        wait_until(lambda: cameras.publisher._seq.get("a", 0) > seen + 10)
+        assert cameras.pictures == 0
+        page = open_page(address)
+        wait_until(lambda: cameras.pictures > 3)
+        page.context.close()
+        wait_until(lambda: not cameras.publisher.is_looked_at("a"))
+
+
+def test_nothing_there_says_so(open_page, caplog):
+    with serving("tcp://127.0.0.1:1", caplog) as address:
+        page = open_page(address)
+        until(
+            page, "document.querySelector('.empty-text').textContent.includes('nobody publishes at tcp://127.0.0.1:1')"
+        )
+        assert page.is_visible(".empty h2")
+
+
+def test_a_publisher_with_keys(open_page, caplog, tmp_path):
+    add_key(tmp_path / "keys", "page", tmp_path / "page.key")
+    with Cameras("a", keys=tmp_path / "keys") as cameras:
+        with serving(cameras.publisher.endpoint, caplog) as address:
+            page = open_page(address)
+            until(page, "document.querySelector('.empty-text').textContent.includes('only those with a key')")
+        with serving(cameras.publisher.endpoint, caplog, key=tmp_path / "page.key") as address:
+            page = open_page(address)
+            until(page, STATE, ["a", "online"])
+
+
+def get(address, path="/", headers=None):
+    connection = http.client.HTTPConnection(address.split("/")[2], timeout=WAIT_S)
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer, body
+
+
+def test_other_machines_need_the_token(open_page, caplog):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog, host="0.0.0.0") as address:
+        token = address.split("token=")[1]
+        address = f"http://127.0.0.1:{address.split(':')[2].split('/')[0]}/"
+        assert len(token) >= 16
+        answer, body = get(address)
+        assert answer.status == 401
+        assert "needs the token" in body
+        assert get(address, "/?token=wrong")[0].status == 401
+        with pytest.raises(Exception, match="403"):
+            websockets.connect(address.replace("http", "ws") + "stream", close_timeout=1)
+        answer, _ = get(address, f"/?token={token}")
+        assert answer.status == 303
+        assert token not in answer.getheader("location")
+        assert "HttpOnly" in answer.getheader("set-cookie")
+        page = open_page(address)
+        page.fill("#token", token)
+        page.click("button")
+        until(page, STATE, ["a", "online"])
+        assert token not in page.url
+
+
+def test_no_other_site_gets_in(caplog):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+        assert get(address)[0].status == 200
+        assert get(address, headers={"Host": "evil.example"})[0].status == 403
+        assert "default-src 'none'" in get(address)[0].getheader("content-security-policy")
+        assert get(address, "/static/../server.py")[0].status == 404
+        stream = address.replace("http", "ws") + "stream"
+        with pytest.raises(Exception, match="403"):
+            websockets.connect(stream, origin="http://evil.example")
+        with websockets.connect(stream) as socket:
+            assert json.loads(socket.recv(WAIT_S))["link"]["endpoint"] == cameras.publisher.endpoint
+            socket.send("no request")
+            with pytest.raises(ConnectionClosed, match="1008"):
+                next(message for message in iter(lambda: socket.recv(WAIT_S), None) if message is None)
+        with websockets.connect(stream) as socket:
+            socket.send(json.dumps({"look": ["a", "not there"]}))
+            picture = next(message for message in iter(lambda: socket.recv(WAIT_S), None) if isinstance(message, bytes))
+        (length,) = struct.unpack_from("<I", picture)
+        assert json.loads(picture[4 : 4 + length])["source"] == "a"
+        image = cv2.imdecode(np.frombuffer(picture[4 + length :], np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == (*SIZE, 3)
+
+
+def test_mistakes_are_told(caplog):
+    stop = threading.Event()
+    with pytest.raises(UsageError, match="at least 12 characters"):
+        server.serve("tcp://127.0.0.1:1", stop, token="short")
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        server.serve("nowhere", stop, port=0)
+    with pytest.raises(UsageError, match="go together"):
+        server.serve("tcp://127.0.0.1:1", stop, certificate=os.devnull)
+    with (
+        serving("tcp://127.0.0.1:1", caplog) as address,
+        pytest.raises(OutputError, match=r"cannot serve the page at 127\.0\.0\.1:"),
+    ):
+        server.serve("tcp://127.0.0.1:1", stop, port=int(address.split(":")[2].strip("/")))
+
+
+def test_without_the_extra_it_says_which_one():
+    code = "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['view']\nfrom streampose.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: uvicorn is not installed; install it with: pip install 'streampose[web]'\n"
