@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from streampose.engines import Engine
 from streampose.engines.store import choose_engine
 from streampose.people import PersonDetector
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Camera, open_source, open_sources
 
 FPS = 10

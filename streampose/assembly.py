@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from streampose.engines.store import choose_engine
 from streampose.people import PersonDetector
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 from streampose.types import PoseFrame
 

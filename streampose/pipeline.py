@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from streampose.people import Detector
 from streampose.regions import inside
 from streampose.ring import Drop
 from streampose.rounds import RoundSize
+from streampose.settings import Settings
 from streampose.skeleton import SKELETONS
 from streampose.sources import Camera, Outcome, Source, open_sources
-from streampose.tracker import Tracker, TrackerSettings
+from streampose.tracker import Tracker
 from streampose.types import Frame, PoseFrame
 
 LONGEST_UNSEEN_S = 0.25
@@ -37,43 +38,6 @@ _WAKE_S = 0.1
 _REMEMBERED = 1000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a pipeline runs.
-
-    Attributes:
-        detect_every: the detector looks at one frame in so many, >= 1; at every one while nobody is followed.
-        max_frames: results of each source after which it is stopped; None for all.
-        tracker: how people are followed.
-        batch_wait_s: how long the first camera's frame waits for those of the others, to share engine calls with them.
-        batch_frames: frames in a round, at most; with more cameras, they take turns.
-        round_s: how long a round should take; where it would take longer, it gets fewer frames (see `RoundSize`).
-        keep_trying: go on where no camera could be connected to; otherwise the first error ends the run.
-        keep_open: go on where no source is left, since some may be added.
-    """
-
-    detect_every: int = 3
-    max_frames: int | None = None
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    batch_wait_s: float = 0.005
-    batch_frames: int = 16
-    round_s: float = 0.1
-    keep_trying: bool = False
-    keep_open: bool = False
-
-    def __post_init__(self) -> None:
-        if self.detect_every < 1:
-            raise UsageError(f"the detector looks at one frame in 1 or more, not in {self.detect_every}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise UsageError(f"max-frames must be at least 1, not {self.max_frames}")
-        if not 0 <= self.batch_wait_s <= 1:
-            raise UsageError(f"a frame waits for others 0 to 1 s, not {self.batch_wait_s}")
-        if self.batch_frames < 1:
-            raise UsageError(f"a round takes at least one frame, not {self.batch_frames}")
-        if self.round_s <= 0:
-            raise UsageError(f"a round takes more than 0 s, not {self.round_s}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from streampose.keys import read_pair
 from streampose.notify import notify
 from streampose.people import PersonDetector
 from streampose.pictures import Pictures
-from streampose.pipeline import Pipeline, Result, Settings
+from streampose.pipeline import Pipeline, Result
 from streampose.publish import Publisher
+from streampose.settings import Settings
 from streampose.smoothing import Smoother, Smoothing
 from streampose.sources import PACES, Camera, open_sources
 from streampose.ticker import Listener, Ticker

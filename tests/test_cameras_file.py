@@ -38,6 +38,14 @@ def test_a_file_names_cameras_and_what_is_asked_of_them(tmp_path: Path) -> None:
     assert webcam == Camera(uri="webcam:0?size=1280x720&fps=30")
 
 
+def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    path = tmp_path / "cameras.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    door, webcam = read_cameras(path)
+    assert (door.name, door.transport, webcam.name) == ("door", "udp", None)
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

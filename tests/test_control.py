@@ -13,7 +13,8 @@ import pytest
 
 from streampose.control import Answer, ControlServer, Request, ask, default_path
 from streampose.errors import OutputError, SourceError, UsageError
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 
 TESTSRC = "lavfi:testsrc2=size=160x120:rate=30"

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 
 from streampose.errors import SourceError, StreamposeError, UsageError
-from streampose.pipeline import Pipeline, Result, Settings
+from streampose.pipeline import Pipeline, Result
+from streampose.settings import Settings
 from streampose.sources import Camera, Source, Status, open_sources
 from streampose.sources.reader import DisconnectedError, Picture
 from streampose.types import PoseFrame

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streampose.errors import OutputError
 from streampose.monitor import Monitor, judge
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 from streampose.ticker import STUCK_S
 
@@ -84,6 +87,14 @@ def test_figures_are_what_prometheus_reads(get) -> None:
     ]
     assert buckets == sorted(buckets)
     assert buckets[-1] == found["streampose_latency_seconds_count", frozenset({door})]
+
+
+def test_the_dashboard_asks_for_figures_that_there_are(get) -> None:
+    dashboard = (Path(__file__).parents[1] / "docs" / "grafana.json").read_text(encoding="utf-8")
+    asked = set(re.findall(r"streampose_[a-z_]+", dashboard))
+    there = {name for name, _ in samples(get("/metrics")[1])}
+    assert len(asked) > 8
+    assert asked <= there
 
 
 def test_health_is_ok_while_a_camera_is_online(get) -> None:

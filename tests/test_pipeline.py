@@ -13,7 +13,8 @@ import pytest
 import streampose
 from streampose.assembly import open_pipeline, run
 from streampose.errors import ModelError, SourceError, UsageError
-from streampose.pipeline import Pipeline, Settings
+from streampose.pipeline import Pipeline
+from streampose.settings import Settings
 from streampose.sources import Outcome, open_source, open_sources
 from streampose.types import PoseFrame
 

@@ -98,6 +98,10 @@ def test_a_service_from_start_to_sigterm(server: Server, tmp_path: Path) -> None
             assert json.load(answer)["status"] == "degraded"
         with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             assert re.search(r'streampose_frames_total\{source="more"\} [1-9]', answer.read().decode())
+        more = tmp_path / "more.toml"
+        more.write_text(f'[[camera]]\nname = "filed"\nuri = "{server.url}"\n')
+        assert control(tmp_path, "add", "--cameras", more).stdout == "added filed\n"
+        assert control(tmp_path, "add").returncode == 2
         assert control(tmp_path, "remove", "more").returncode == 0
         assert control(tmp_path, "remove", "more").returncode == 2
         run.process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from streampose.cli.program import JsonFlag, app, write
 from streampose.cli.sources import Hwaccel, Transport
@@ -20,7 +21,9 @@ Control = Annotated[
 
 @cameras.command()
 def add(
-    uri: Annotated[str, typer.Argument(help="rtsp://..., webcam:0, file.mp4, ...; ${NAME} is taken from here.")],
+    uri: Annotated[
+        str | None, typer.Argument(help="rtsp://..., webcam:0, file.mp4, ...; ${NAME} is taken from here.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="In topics and results; by default from the URI.")] = None,
     fps: Annotated[float | None, typer.Option(metavar="N", help="Estimate so many frames a second at most.")] = None,
     detect_every: Annotated[
@@ -31,19 +34,31 @@ def add(
     ] = None,
     transport: Transport = "tcp",
     hwaccel: Hwaccel = None,
+    file: Annotated[
+        Path | None, typer.Option("--cameras", metavar="FILE", help="Add the cameras of a TOML file.")
+    ] = None,
     control: Control = None,
 ) -> None:
-    """Add a camera to the run."""
+    """Add a camera to the run, or those of a file; each as its own, so that those before one that fails stay."""
     from streampose.control import Request, ask, default_path
-    from streampose.sources import make_camera
-    from streampose.sources.address import with_environment
+    from streampose.errors import UsageError
+    from streampose.sources import make_camera, read_cameras
+    from streampose.sources.address import for_another_process
 
-    camera = make_camera(
-        uri=with_environment(uri), name=name, fps=fps, detect_every=detect_every, lookahead=lookahead,
-        transport=transport, hwaccel=hwaccel,
-    )  # fmt: skip
-    answer = ask(control or default_path(), Request(do="add", camera=camera))
-    write(f"added {answer.name}\n".encode())
+    asked = list(read_cameras(file)) if file is not None else []
+    if uri is not None:
+        asked.append(
+            make_camera(
+                uri=uri, name=name, fps=fps, detect_every=detect_every, lookahead=lookahead,
+                transport=transport, hwaccel=hwaccel,
+            )
+        )  # fmt: skip
+    if not asked:
+        raise UsageError("no camera to add; give a URI, or --cameras FILE")
+    for camera in asked:
+        request = Request(do="add", camera=replace(camera, uri=for_another_process(camera.uri)))
+        answer = ask(control or default_path(), request)
+        write(f"added {answer.name}\n".encode())
 
 
 @cameras.command()

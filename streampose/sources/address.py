@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from streampose.errors import UsageError
@@ -31,6 +32,12 @@ def with_environment(uri: str, environment: Mapping[str, str] = os.environ) -> s
         return environment[match[1]] if match.start() == 0 else quote(environment[match[1]], safe="")
 
     return _VARIABLE.sub(value, uri)
+
+
+def for_another_process(uri: str) -> str:
+    """The URI with this process's environment in it, and the whole path of a file that is here."""
+    whole = with_environment(uri)
+    return str(Path(whole).expanduser().resolve()) if Path(whole).expanduser().exists() else whole
 
 
 def with_credentials(url: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -247,11 +247,12 @@ class Source:
         return Outcome.STOPPED
 
     def _tell(self, error: SourceError) -> None:
-        """Log why the camera is gone, once a reason."""
+        """Log why the camera is gone, once a reason; keep the reason, without the pictures that its traceback holds."""
         known = self.error is not None and str(self.error) == str(error)
-        self.error = error
+        self.error = type(error)(str(error))
         level = logging.DEBUG if known else logging.WARNING
-        log.log(level, "%s: offline; trying again for ever (%s)", self.id, error, extra={"source": self.id})
+        log.log(level, "%s: offline; trying again for ever (%s)", self.id, str(error), extra={"source": self.id})
+        log.debug("%s: where it failed", self.id, exc_info=error)
 
     def _drain(self, reader: Reader) -> bool:
         """Read to the end: True where the end was reached, False where the source was stopped."""
