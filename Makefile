@@ -73,6 +73,6 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	@echo "Installing the extras train and dev into $(VENV); the first time takes some minutes (torch)"
-	@$(PIP_INSTALL) --no-build-isolation --editable '.[train,dev]'
+	@echo "Installing the extras train, record, web and dev into $(VENV); the first time takes some minutes (torch)"
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[train,record,web,dev]'
 	@touch $@
