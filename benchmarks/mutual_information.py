@@ -290,7 +290,11 @@ def main() -> None:
     for seed in arguments.seeds:
         for arm in arguments.arms:
             done = arguments.out / f"{arm}-{seed}.json"
-            if not done.exists():
+            if done.exists():
+                found = json.loads(done.read_text())
+                if (found["steps"], found["batch_size"]) != (arguments.steps, arguments.batch_size):
+                    parser.error(f"{done} is of a run with other --steps or --batch-size; choose another --out")
+            else:
                 run = train_arm(arm, seed, caches, arguments.steps, arguments.batch_size)
                 done.write_text(json.dumps(run, indent=1))
     print(table(arguments.out))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the [train] extra")
@@ -130,11 +132,19 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
+class Command(Bomb):
+    """Runs a command."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.system, (f"touch {self.marker}",)
+
+
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     torch.save({"state_dict": {"conv1.weight": Bomb(marker)}}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb(marker)}, protocol=2))
-    for name in ("evil.pth", "plain.pth"):
+    torch.save({"state_dict": {"conv1.weight": Command(marker)}}, tmp_path / "command.pth")
+    for name in ("evil.pth", "plain.pth", "command.pth"):
         with pytest.raises(ModelError, match="holds pickled code or objects, which is refused"):
             import_weights(tmp_path / name, tmp_path / "ours.safetensors")
         with pytest.raises(ModelError, match="refused"):
@@ -143,13 +153,23 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ours.safetensors").exists()
 
 
+def test_numbers_of_numpy_and_nested_wrappers_are_no_code(public: State, tmp_path: Path) -> None:
+    content = {"checkpoint": {"state_dict": public}, "best_score": np.float64(0.7), "history": np.arange(3)}
+    torch.save(content, tmp_path / "public.pth")
+    assert not import_weights(tmp_path / "public.pth", tmp_path / "ours.safetensors").missing
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"conv1.weight": torch.ones(64, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(2)}, "holds no HRNet"),
         ({"stage2.0.branches.0.0.conv1.weight": torch.ones(18, 18, 3, 3)}, "width 18; known are 32 and 48"),
         ({"stage2.0.branches.0.0.conv1.weight": torch.ones(32, 32, 3, 3)}, r"lacks \d+ tensors of HRNet-W32"),
-        ({"epoch": 3}, "holds no tensors"),
+        ({"epoch": 3}, "holds no tensors where they are looked for; at its top are: epoch"),
+        (
+            {"state_dict": {"conv1.weight": torch.full((2,), torch.nan)}},
+            "conv1.weight holds values that are not finite",
+        ),
         ([torch.ones(2)], "holds a list"),
         (b"", "no checkpoint that torch can read"),
         (b"PK\x03\x04 cut off", "no checkpoint that torch can read"),

@@ -58,6 +58,8 @@ def run_recipe(
             if not resume:
                 raise UsageError(f"{out} holds a run already; go on with --resume or choose another --out")
             _check_same(out, chosen)
+        elif resume and group.leads:
+            log.warning("there is nothing to resume in %s; this run begins anew", out)
         group.wait()
         return _train_stages(chosen, data, out, resume, group)
 

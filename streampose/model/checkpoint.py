@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,8 +25,17 @@ SUFFIX = ".safetensors"
 METADATA = "network"
 DETECTOR = {"detector": "person"}
 """What a checkpoint of the person detector says of its network."""
-_CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to instantiate", "Trying to call")
+_CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to instantiate", "Trying to call", "is blocked")
 """What torch says where a file holds more than tensors and plain values."""
+_HARMLESS = [
+    np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]  # fmt: skip
+"""Numbers of numpy, which public checkpoints have beside their tensors."""
+WRAPPERS = ("state_dict", "model_state_dict", "best_state_dict", "ema_state_dict", "params", "model", "checkpoint")
+"""Keys under which public checkpoints keep their tensors."""
 PREFIXES = (
     "module.", "backbone.", "keypoint_head.", "head.", "rough_pose_estimation_net.", "preact.", "hrnet.", "model.",
 )  # fmt: skip
@@ -131,7 +141,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     with file:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_HARMLESS):
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             if any(sign in str(error) for sign in _CODE_SIGNS):
                 raise ModelError(
@@ -177,14 +188,15 @@ def import_weights(file: Path, out: Path, skeleton: str | None = None) -> Import
 def _public_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a public checkpoint, out of whatever wraps them, without DataParallel's prefix."""
     content: Mapping[str, Any] = _read_safetensors(file)[0] if file.suffix == SUFFIX else _read_torch(file)
-    for key in ("state_dict", "model_state_dict", "model"):
-        inner = content.get(key)
-        if isinstance(inner, dict):
-            content = inner
-            break
+    while wrapped := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None):
+        content = wrapped
     tensors = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ModelError(f"{file} holds no tensors")
+        keys = ", ".join(str(key) for key in list(content)[:8]) or "nothing"
+        raise ModelError(f"{file} holds no tensors where they are looked for; at its top are: {keys}")
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ModelError(f"{file}: {broken[0]} holds values that are not finite")
     return tensors
 
 
