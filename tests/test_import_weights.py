@@ -78,7 +78,7 @@ def test_every_public_naming_is_read(naming: str, hrnet: HRNet, public: State, t
     assert (len(report.used), report.missing, report.reshaped) == (len(public), (), ())
     assert len(report.left_over) == left_over
     network = load(tmp_path / "ours.safetensors")
-    assert (network.backbone, network.skeleton, network.heatmap) == ("hrnet-w32", skeleton, "gaussian")
+    assert (network.backbone, network.skeleton, network.heatmap) == ("hrnet-w32", skeleton, "gaussian-index")
     frames = torch.randn(1, 3, 64, 32)
     with torch.inference_mode():
         features = network.encode(frames)

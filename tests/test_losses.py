@@ -60,6 +60,20 @@ def test_what_is_encoded_is_decoded_without_bias(kind: str) -> None:
     assert found[:, 2].min() > 0.85
 
 
+def test_maps_of_public_networks_are_decoded_by_their_own_convention() -> None:
+    """deep-high-resolution-net: a Gaussian of sigma 2 about the cell that is nearest to a quarter of the joint's
+    place, whole numbers being pixel centres."""
+    rng = np.random.default_rng(0)
+    joints = rng.uniform([20, 20], [170, 230], (17, 2))  # pixel centres at whole numbers
+    centres = (joints / 4 + 0.5).astype(int)
+    y, x = np.mgrid[:64, :48]
+    maps = np.exp(-((x - centres[:, :1, None]) ** 2 + (y - centres[:, 1:, None]) ** 2) / 8).astype(np.float32)
+    found = decode(torch.from_numpy(maps)[None], "gaussian-index")[0, :, :2].numpy()
+    error = found - (joints + 0.5)  # ours: continuous, a pixel's centre at .5
+    assert np.abs(error).max() <= 2.01
+    assert np.abs(error.mean(axis=0)).max() < 0.7
+
+
 def test_a_flat_or_cut_off_gaussian_is_decoded_to_a_cell() -> None:
     maps = torch.zeros(1, 2, 8, 8)
     maps[0, 0, 0, 7] = 0.4

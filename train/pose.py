@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from streampose.train.windows import (
     make_window,
     still_subjects,
 )
+
+log = logging.getLogger(__name__)
 
 COARSE_WEIGHT = 0.3
 CELL_PX = 4.0
@@ -305,6 +308,8 @@ def encoder_task(stage: EncoderStage, data: Path, before: Path | None) -> Encode
     content = read_data(stage, data)
     model = _network(stage, content.skeleton, ())
     before = before or (Path(stage.weights) if stage.weights else None)
+    if before is None and stage.backbone != "lite":
+        log.warning('%s begins with random weights; give it some with weights = "FILE" (docs/training.md)', stage.name)
     if before is not None:
         _take_encoder(model, before)
     elif isinstance(model.encoder, LiteEncoder):

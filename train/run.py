@@ -97,7 +97,11 @@ def _check_same(out: Path, recipe: Recipe) -> None:
     for old, new in zip(saved.stage, recipe.stage, strict=True):
         before, now = _flat(old), _flat(new)
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and key.removeprefix("loop.") not in CHANGEABLE:
+            if before.get(key) == now.get(key):
+                continue
+            if key.removeprefix("loop.") in CHANGEABLE:
+                log.warning("%s.%s is %s from now on, it was %s", old.name, key, now.get(key), before.get(key))
+            else:
                 raise UsageError(
                     f"{out} holds a run with {old.name}.{key} = {before.get(key)!r}, not {now.get(key)!r}; "
                     "go on with the same recipe, or choose another --out"

@@ -215,7 +215,7 @@ def _import_hrnet(file: Path, public: dict[str, Tensor], skeleton: str | None) -
         raise ModelError(f"{file} holds {seen}; its tensors begin with {', '.join(list(public)[:3])}")
     video = any(name.startswith(VIDEO_PARTS) for name in public)
     skeleton = skeleton or ("posetrack" if video else "coco17")
-    network = fami_pose(f"hrnet-w{width}", (), skeleton=skeleton)
+    network = fami_pose(f"hrnet-w{width}", (), skeleton=skeleton, heatmap="gaussian-index")
     wanted = network.encoder.state_dict()
     fitting = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
     missing = tuple(n for n in wanted if n not in fitting and not n.endswith("num_batches_tracked"))

@@ -24,6 +24,8 @@ MODE_RADIUS = 3
 MEAN_RADIUS = 4
 MEAN_SHIFTS = 3
 SCORE_RADIUS = 5
+HEATMAPS = ("distribution", "gaussian", "gaussian-index")
+INDEX_SHIFT = STRIDE * 0.5 - 0.5
 BACKBONES = ("lite", "hrnet-w32", "hrnet-w48")
 LITE_OFFSETS = (-4, -3, -2, -1)
 PAPER_OFFSETS = (-2, -1, 1, 2)
@@ -63,12 +65,18 @@ def decode(heatmaps: Tensor, kind: str = "distribution") -> Tensor:
             own cell decides nothing: where a map is flat, it jumps with the last digit of the arithmetic.
             "gaussian": a map is a Gaussian of height 1; the keypoint is the vertex of the parabola through the peak's
             and its neighbours' logarithms (exact for a Gaussian; at most one cell away), the score the peak.
+            "gaussian-index": as public networks are trained (deep-high-resolution-net, mmpose, DCPose, FAMI-Pose): the
+            peak of cell i means 4 i in coordinates whose whole numbers are pixel centres, 1.5 crop pixels less.
 
     Returns:
         (B, J, 3) float32: x, y in crop pixels (4 a cell; continuous, a cell's centre is at .5), and a score 0..1.
     """
-    decoded = _decode_distribution if kind == "distribution" else _decode_gaussian
-    return decoded(heatmaps.float())
+    if kind == "distribution":
+        return _decode_distribution(heatmaps.float())
+    keypoints = _decode_gaussian(heatmaps.float())
+    if kind == "gaussian-index":
+        keypoints = keypoints - torch.tensor([INDEX_SHIFT, INDEX_SHIFT, 0.0], device=keypoints.device)
+    return keypoints
 
 
 def _decode_distribution(logits: Tensor) -> Tensor:
@@ -301,8 +309,8 @@ def fami_pose(
         variant: "paper", or "released": the network that the authors released (hrnet-w48 only).
         skeleton: name of the joints; by default "coco17", or "posetrack" for the released network.
         alignment: of "paper": "per-frame" or "joint", see `Fuser`.
-        heatmap: what the maps are, see `decode`: "distribution" (lite's default) or "gaussian" (HRNet's, as public
-            weights are trained).
+        heatmap: what the maps are, see `decode`: "distribution" (lite's default), "gaussian" (HRNet's) or
+            "gaussian-index" (the released network's, and what public weights are trained for).
 
     Raises:
         UsageError: an unknown name, or what does not go together.
@@ -314,11 +322,11 @@ def fami_pose(
     lite = backbone == "lite"
     offsets = tuple(offsets if offsets is not None else LITE_OFFSETS if lite else PAPER_OFFSETS)
     skeleton = skeleton or (POSETRACK.name if variant == "released" else COCO17.name)
-    heatmap = heatmap or ("distribution" if lite else "gaussian")
+    heatmap = heatmap or ("distribution" if lite else "gaussian-index" if variant == "released" else "gaussian")
     if skeleton not in SKELETONS:
         raise UsageError(f"unknown skeleton {skeleton!r}; there are: {', '.join(SKELETONS)}")
-    if heatmap not in ("distribution", "gaussian"):
-        raise UsageError(f"unknown heatmap {heatmap!r}; there are: distribution, gaussian")
+    if heatmap not in HEATMAPS:
+        raise UsageError(f"unknown heatmap {heatmap!r}; there are: {', '.join(HEATMAPS)}")
     if 0 in offsets or len(set(offsets)) < len(offsets):
         raise UsageError(
             f"offsets are the supporting frames' distances from the key frame, each once, got {list(offsets)}"
