@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from streampose.errors import OutputError, StreamposeError, UsageError
+from streampose.errors import ModelError, OutputError, SourceError, StreamposeError, UsageError
 from streampose.pipeline import Pipeline
 from streampose.redact import redact
 from streampose.sources import Camera, Source
@@ -181,8 +181,8 @@ def ask(path: Path, request: Request) -> Answer:
 
 
 def _kind(exit_code: int) -> type[StreamposeError]:
-    kinds = {kind.exit_code: kind for kind in StreamposeError.__subclasses__() if kind.exit_code != 1}
-    return kinds.get(exit_code, StreamposeError)
+    kinds = (UsageError, SourceError, ModelError, OutputError)
+    return {kind.exit_code: kind for kind in kinds}.get(exit_code, StreamposeError)
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -167,8 +167,7 @@ class Inlet:
                 self._wake_out.recv(4096)
             while self._requests:
                 self._socket.send(self._requests.popleft())
-            while self._monitor.poll(0):
-                self._follow(recv_monitor_message(self._monitor)["event"])
+            self._follow_all()
             if self._socket in ready:
                 self._receive()
             self._look_at_the_clock()
@@ -183,6 +182,10 @@ class Inlet:
             except zmq.Again:
                 return
             self._put(parts)
+
+    def _follow_all(self) -> None:
+        while self._monitor.poll(0):
+            self._follow(recv_monitor_message(self._monitor)["event"])
 
     def _follow(self, kind: int) -> None:
         """Keep up with what happens to the connection."""
@@ -229,9 +232,12 @@ class Inlet:
             self._again_at = None
             self._socket.disconnect(str(self._where))
             self._socket.connect(str(self._where))
-        if self._until_s is not None and now_s >= self._until_s and self.failure is None:
+        if self._until_s is not None and now_s >= self._until_s - _PROBE_S and self.failure is None:
+            why = _describe(self._where)
+            self._follow_all()
+            if not self.connected and self.failure is None:
+                self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {why}"))
             self._until_s = None
-            self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {_describe(self._where)}"))
 
     def _fail(self, failure: StreamError) -> None:
         if str(failure) != str(self.failure):

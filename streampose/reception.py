@@ -27,8 +27,8 @@ Mode = Literal["latest", "lossless"]
 QUEUE_LIMIT = 10_000
 """Messages that wait to be read in lossless mode. The socket is then left to fill up, and the publisher to drop."""
 BYTES_LIMIT = 64 << 20
-"""The same in bytes."""
-CONNECT_S = 0.8
+"""The same in bytes, in both modes."""
+CONNECT_S = 0.95
 
 _TOPICS_LIMIT = 3 * SOURCES_LIMIT
 
@@ -119,7 +119,9 @@ class Reception:
             self._room.notify()
             return parts
         if self._newest:
-            return self._newest.pop(next(iter(self._newest)))
+            parts = self._newest.pop(next(iter(self._newest)))
+            self._bytes -= sum(map(len, parts))
+            return parts
         return None
 
     def _complain(self) -> None:
@@ -182,13 +184,20 @@ class Reception:
             return
         with self._room:
             if self._latest:
-                if parts[0] in self._newest or len(self._newest) < _TOPICS_LIMIT:
-                    self._newest[parts[0]] = parts
+                self._keep_newest(parts)
             else:
                 self._room.wait_for(lambda: self._closing or self._has_space())
                 self._queue.append(parts)
                 self._bytes += sum(map(len, parts))
         self._wake_up()
+
+    def _keep_newest(self, parts: list[bytes]) -> None:
+        """Put a message in the place of the one before it; leave it out where there are too many topics or bytes."""
+        more = sum(map(len, parts)) - sum(map(len, self._newest.get(parts[0], ())))
+        known = parts[0] in self._newest or len(self._newest) < _TOPICS_LIMIT
+        if known and self._bytes + more <= BYTES_LIMIT:
+            self._newest[parts[0]] = parts
+            self._bytes += more
 
     def _has_space(self) -> bool:
         return len(self._queue) < QUEUE_LIMIT and self._bytes < BYTES_LIMIT

@@ -15,6 +15,7 @@ from streampose.endpoint import to_publish_at
 from streampose.engines.store import BACKENDS, choose_engine
 from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PeopleWriter, to_line
+from streampose.keys import read_pair
 from streampose.notify import notify
 from streampose.people import PersonDetector
 from streampose.pictures import Pictures
@@ -133,6 +134,8 @@ def run_pipeline(
         if options.publish is not None:
             for source in sources:
                 check_name(source.id)
+        if options.keys is not None:
+            read_pair(options.keys)
         engine = choose_engine(options.model, options.backend)
         detector = None if options.detector == "none" else PersonDetector(options.detector)
         pipeline = Pipeline(sources, engine, detector, _settings(options), stop)

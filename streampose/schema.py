@@ -46,10 +46,8 @@ _BLOBS: dict[str, dict[str, Any]] = {
 
 def protocol_schema() -> dict[str, Any]:
     """Topics, with the JSON Schema of each header (in msgpack) and the layout of each blob."""
-    (references, components) = msgspec.json.schema_components(
-        [*_TOPICS.values(), PersonHeader], ref_template="#/$defs/{name}"
-    )
-    kinds: tuple[type[msgspec.Struct], ...] = (*_TOPICS.values(), PersonHeader)
+    kinds: list[type[msgspec.Struct]] = [*_TOPICS.values(), PersonHeader]
+    references, components = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     for kind in kinds:
         _describe(components[kind.__name__], kind)
     return {

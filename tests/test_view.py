@@ -313,8 +313,11 @@ def test_other_machines_need_the_token(open_page, caplog):
         assert answer.status == 401
         assert "needs the token" in body
         assert get(address, "/?token=wrong")[0].status == 401
-        with pytest.raises(Exception, match="403"):
-            websockets.connect(address.replace("http", "ws") + "stream", close_timeout=1)
+        with (
+            websockets.connect(address.replace("http", "ws") + "stream") as socket,
+            pytest.raises(ConnectionClosed, match="4403"),
+        ):
+            socket.recv(WAIT_S)
         answer, _ = get(address, f"/?token={token}")
         assert answer.status == 303
         assert token not in answer.getheader("location")

@@ -22,6 +22,9 @@ from streampose.view.hub import Hub
 from streampose.view.session import TICK_S, Session
 
 COOKIE = "streampose-token"
+NO_TOKEN = 4403
+TOO_MANY = 1013
+"""Why a socket is closed; view.js knows both numbers."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _HEADERS = {
     b"content-security-policy": (
@@ -58,10 +61,16 @@ def make_app(hub: Hub, token: str | None, secure: bool = False) -> Starlette:
         return HTMLResponse(_static("index.html"))
 
     async def socket(websocket: WebSocket) -> None:
-        if not (_may_enter(websocket, token) and _is_same_site(websocket)) or len(browsers) >= _BROWSERS_LIMIT:
-            await websocket.close(4403)
+        if not _is_same_site(websocket):
+            await websocket.close()
             return
         await websocket.accept()
+        if not _may_enter(websocket, token):
+            await websocket.close(NO_TOKEN)
+            return
+        if len(browsers) >= _BROWSERS_LIMIT:
+            await websocket.close(TOO_MANY)
+            return
         session = Session(hub)
         browsers.add(session.number)
         talking = asyncio.create_task(_talk(websocket, session))
@@ -109,7 +118,7 @@ class _Guard:
             host = HTTPConnection(scope).headers.get("host", "")
             if urlsplit(f"//{host}").hostname not in _LOOPBACK:
                 if scope["type"] == "websocket":
-                    await send({"type": "websocket.close", "code": 4403})
+                    await send({"type": "websocket.close"})
                 else:
                     await Response("this page is for this machine only\n", 403)(scope, receive, send)
                 return

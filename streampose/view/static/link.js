@@ -7,7 +7,7 @@ export class Link {
   #tries = 0;
   #looks = "";
 
-  /** Calls onNews({link, cameras}), onPicture(source, frameIndex, blob) and onState("live" | "lost" | "refused"). */
+  /** Calls onNews({link, cameras}), onPicture(source, frameIndex, blob) and onState("live" | "lost" | "refused" | "full"). */
   constructor({ onNews, onPicture, onState }) {
     this.onNews = onNews;
     this.onPicture = onPicture;
@@ -33,7 +33,7 @@ export class Link {
     };
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.onNews(JSON.parse(data)) : this.#picture(data));
     socket.onclose = ({ code }) => {
-      this.onState(code === 4403 ? "refused" : "lost");
+      this.onState({ 4403: "refused", 1013: "full" }[code] ?? "lost");
       setTimeout(() => this.#connect(), RETRY_MS[Math.min(this.#tries++, RETRY_MS.length - 1)]);
     };
     this.#socket = socket;

@@ -210,6 +210,7 @@ function tell() {
   const online = [...cameras.values()].filter((camera) => camera.shownState === "online").length;
   const state = page.socket !== "live" ? "lost" : page.live ? "live" : page.problem.startsWith("connecting") ? "waiting" : "lost";
   const text = page.socket === "refused" ? "the token is not valid any more; reload the page"
+    : page.socket === "full" ? "too many browsers show this page already"
     : page.socket === "lost" ? "streampose view does not answer" : page.problem || page.endpoint;
   find(".link").dataset.state = state;
   find(".link-text").textContent = text;

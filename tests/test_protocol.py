@@ -1,0 +1,73 @@
+"""docs/protocol.md and docs/protocol.schema.json say what the code does."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from streampose import messages
+from streampose.outlet import QUEUE_LIMIT
+from streampose.pictures import RATE_HZ, WIDTH_PX
+from streampose.schema import protocol_schema, schema_text
+from streampose.types import Pose, PoseFrame
+from streampose.wire import decode, encode_pose
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "protocol.md").read_text()
+
+
+def test_the_schema_in_docs_is_current():
+    assert (DOCS / "protocol.schema.json").read_text() == schema_text(), "streampose schema > docs/protocol.schema.json"
+
+
+def test_the_schema_knows_every_topic_and_describes_every_field():
+    schema = protocol_schema()
+    assert set(schema["topics"]) == {
+        "pose.<source>",
+        "hello.<source>",
+        "status.<source>",
+        "picture.<source>",
+        "heartbeat",
+    }
+    for name, component in schema["$defs"].items():
+        fields = {field.name for field in msgspec.structs.fields(getattr(messages, name))}
+        assert set(component["properties"]) == fields
+        assert all(field.get("description") for field in component["properties"].values()), name
+    assert schema["$defs"]["PoseHeader"]["properties"]["people"]["maxItems"] == messages.PEOPLE_LIMIT
+    assert "smoothed" not in schema["$defs"]["PoseHeader"]["required"]
+
+
+def test_the_page_names_every_field():
+    for kind in (messages.PoseHeader, messages.Hello, messages.Status, messages.PictureHeader, messages.Heartbeat):
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.name}`" in PAGE, field.name
+    for field in msgspec.structs.fields(messages.PersonHeader):
+        assert f"`people[].{field.name}`" in PAGE
+
+
+def test_the_page_has_the_limits_of_the_code():
+    assert messages.SCHEMA == 1
+    assert (QUEUE_LIMIT, messages.PEOPLE_LIMIT, messages.PART_LIMIT) == (1000, 1000, 1 << 20)
+    assert (messages.COORDINATE_LIMIT, RATE_HZ, WIDTH_PX) == (1e6, 12, 480)
+    for text in ("once 1,000 wait", "at most 1,000", "1 MiB", "1,000,000 pixels", "12 times a second", "480 pixels"):
+        assert text in " ".join(PAGE.split())
+
+
+def test_the_example_in_hex_is_a_message():
+    frame = PoseFrame(
+        source="cam", epoch=0, frame_index=41, pts_s=1.5, captured_ns=1000, published_ns=2000, width=640, height=480,
+        skeleton="stick", dropped=2,
+        people=(
+            Pose(
+                track_id=7,
+                box=np.array([300, 50, 400, 450], np.float32),
+                score=0.5,
+                keypoints=np.array([[320.5, 60.25, 0.75], [330, 440, 1]], np.float32),
+            ),
+        ),
+    )  # fmt: skip
+    shown = [bytes.fromhex(block) for block in re.findall(r"```hex\n(.*?)```", PAGE, re.DOTALL)]
+    assert tuple(shown) == encode_pose(frame, run_id="r1", seq=3, offsets=(-1,))
+    assert f"Header, {len(shown[1])} bytes" in PAGE
+    assert decode(shown).frame.people[0].keypoints[1].tolist() == [330, 440, 1]
