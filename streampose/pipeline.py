@@ -221,6 +221,7 @@ class Pipeline:
             reconnects=source.reconnects,
             epoch=source.epoch,
             latency=self.metrics.latency(source.id),
+            age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
         )
 
     def _lane(self, source: Source) -> Lane:
