@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from streampose.metrics import RunSummary
+from streampose.metrics import RunSummary, SourceSummary
 from streampose.redact import redact
 from streampose.types import PoseFrame
 
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 _LINES_EVERY_S = 5.0
 _WINDOW = 300
 _WINDOW_S = 3.0
+_COLUMNS = (
+    "source", "state", "frames", "fps", "latency p50 ms", "people", "dropped", "reconnects", "last frame s",
+)  # fmt: skip
 
 
 class _Formatter(logging.Formatter):
@@ -135,6 +138,7 @@ class Screen:
         self._console = console
         self._lock = threading.Lock()
         self._rows: dict[str, _Row] = {}
+        self._measured: RunSummary | None = None
         self._live = Live(self, console=console, transient=True) if live and console.is_terminal else None
         self._next_s = time.monotonic() + _LINES_EVERY_S
 
@@ -167,15 +171,16 @@ class Screen:
         with self._lock:
             self._rows.setdefault(source, _Row()).state = state
 
-    def tick(self) -> None:
-        """Log the lines when it is time for them."""
+    def tick(self, summary: RunSummary | None = None) -> None:
+        """Take in what was measured, and log the lines when it is time for them."""
+        self._measured = summary or self._measured
         if self._live is not None or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + _LINES_EVERY_S
-        for source, state, frames, fps, latency, people, dropped in self._cells():
+        for source, state, frames, fps, latency, people, dropped, reconnects, age in self._cells():
             log.info(
-                "%s: %s, %s frames, %s fps, latency p50 %s ms, %s people, %s dropped",
-                source, state, frames, fps, latency, people, dropped,
+                "%s: %s, %s frames, %s fps, latency p50 %s ms, %s people, %s dropped, %s reconnects, last %s s ago",
+                source, state, frames, fps, latency, people, dropped, reconnects, age, extra={"source": source},
             )  # fmt: skip
 
     def end(self, summary: RunSummary) -> None:
@@ -183,15 +188,23 @@ class Screen:
         self.summary = summary
 
     def __rich__(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for name in ("source", "state", "frames", "fps", "latency p50 ms", "people", "dropped"):
+        table = Table(box=None, pad_edge=False, caption=self._stages(), caption_justify="left")
+        for name in _COLUMNS:
             table.add_column(name, justify="left" if name in ("source", "state") else "right")
         for cells in self._cells():
             table.add_row(*cells)
         return table
 
+    def _stages(self) -> str | None:
+        """The time of each stage, and how many people share a call."""
+        if self._measured is None or not self._measured.stages:
+            return None
+        stages = ", ".join(f"{name} {stage.median_ms:.1f}" for name, stage in self._measured.stages.items())
+        return f"median ms: {stages}; {self._measured.people_per_batch:.1f} people a call"
+
     def _cells(self) -> list[tuple[str, ...]]:
         now_s = time.monotonic()
+        measured = self._measured.sources if self._measured is not None else {}
         with self._lock:
             return [
                 (
@@ -202,9 +215,15 @@ class Screen:
                     f"{statistics.median(row.latencies_ms):.0f}" if row.latencies_ms else "-",
                     str(row.people),
                     str(row.dropped),
+                    str(measured[source].reconnects if source in measured else 0),
+                    _age(measured.get(source)),
                 )
                 for source, row in self._rows.items()
             ]
+
+
+def _age(source: SourceSummary | None) -> str:
+    return "-" if source is None or source.age_s is None else f"{source.age_s:.1f}"
 
 
 def _summary_lines(summary: RunSummary) -> list[str]:
@@ -220,6 +239,8 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     if summary.stages:
         stages = ", ".join(f"{name} {s.median_ms:.1f}/{s.p95_ms:.1f}" for name, s in summary.stages.items())
         lines.append(f"median/p95 ms: {stages}")
+    if summary.batches:
+        lines.append(f"{summary.people_per_batch:.1f} people a call of the engine")
     return lines
 
 

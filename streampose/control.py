@@ -21,6 +21,9 @@ from streampose.sources import Camera, Source
 
 LONGEST_REQUEST = 1 << 20
 _ANSWER_S = 10.0
+_KINDS: dict[int, type[StreamposeError]] = {
+    kind.exit_code: kind for kind in (UsageError, SourceError, ModelError, OutputError)
+}
 _LOOK_S = 0.5
 
 log = logging.getLogger(__name__)
@@ -176,13 +179,8 @@ def ask(path: Path, request: Request) -> Answer:
             "start one with streampose run --control, or name its socket with --control"
         ) from error
     if answer.error is not None:
-        raise _kind(answer.exit_code)(answer.error)
+        raise _KINDS.get(answer.exit_code, StreamposeError)(answer.error)
     return answer
-
-
-def _kind(exit_code: int) -> type[StreamposeError]:
-    kinds = (UsageError, SourceError, ModelError, OutputError)
-    return {kind.exit_code: kind for kind in kinds}.get(exit_code, StreamposeError)
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -25,8 +25,8 @@ Verdict = Literal["ok", "note", "problem"]
 DEFAULT_PORT = 5555
 _DECODERS = {"h264": "most cameras", "hevc": "H.265 cameras", "mjpeg": "webcams and old cameras"}
 _ENGINES = {
-    "tensorrt": ("tensorrt", "pip install tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "pip install tensorrt-rtx-cu13"),
+    "tensorrt": ("tensorrt", "pip install 'streampose[tensorrt]'"),
+    "tensorrt-rtx": ("tensorrt_rtx", "pip install 'streampose[tensorrt-rtx]'"),
     "torch-tensorrt": ("torch_tensorrt", "pip install torch-tensorrt"),
 }
 _JITTER_SHARE = 0.5

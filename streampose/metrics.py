@@ -45,6 +45,7 @@ class SourceSummary:
         reconnects: connections after the first.
         epoch: of the last frame.
         latency: from capture to result.
+        age_s: since its last frame came, seconds; None before the first.
     """
 
     frames: int
@@ -54,6 +55,7 @@ class SourceSummary:
     reconnects: int = 0
     epoch: int = 0
     latency: StageSummary | None = None
+    age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

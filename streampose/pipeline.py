@@ -28,6 +28,7 @@ from streampose.skeleton import SKELETONS
 from streampose.sources import Camera, Outcome, Source, open_sources
 from streampose.tracker import Tracker
 from streampose.types import Frame, PoseFrame
+from streampose.wire import check_name
 
 LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
@@ -169,6 +170,7 @@ class Pipeline:
                 raise UsageError(f"there is a source called {source.name} already; remove it first")
             (opened,) = open_sources([source], taken=taken)
             try:
+                check_name(opened.id)
                 self._check_lookahead(opened)
             except BaseException:
                 opened.close()
@@ -219,6 +221,7 @@ class Pipeline:
             reconnects=source.reconnects,
             epoch=source.epoch,
             latency=self.metrics.latency(source.id),
+            age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
         )
 
     def _lane(self, source: Source) -> Lane:

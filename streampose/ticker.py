@@ -13,6 +13,7 @@ from streampose.sources import Status
 
 if TYPE_CHECKING:
     from streampose.messages import State
+    from streampose.metrics import RunSummary
     from streampose.pipeline import Pipeline
 
 LOOK_S = 0.1
@@ -36,8 +37,8 @@ class Listener(Protocol):
     def set_state(self, source: str, state: str) -> None:
         """What a source is doing."""
 
-    def tick(self) -> None:
-        """Half a second went by."""
+    def tick(self, summary: RunSummary) -> None:
+        """Half a second went by; this is what was measured so far."""
 
 
 class Ticker:
@@ -69,7 +70,7 @@ class Ticker:
                 self._look()
                 if time.monotonic() >= next_s:
                     next_s += _TICK_S
-                    self._listener.tick()
+                    self._listener.tick(self._pipeline.summary())
                     if time.monotonic() - self._pipeline.turned_s < STUCK_S:
                         notify("WATCHDOG=1")
         except Exception as error:

@@ -22,6 +22,17 @@ SUMMARY = RunSummary(
 )
 
 
+MEASURED = RunSummary(
+    frames=22,
+    poses=30,
+    seconds=2.0,
+    stages={"encode": StageSummary(10, 4.2, 6.5)},
+    sources={"cam": SourceSummary(22, {}, "open", None, reconnects=4, age_s=0.1)},
+    batches=4,
+    people_per_batch=2.5,
+)
+
+
 @pytest.fixture(autouse=True)
 def quiet_logger():
     logger = logging.getLogger("streampose")
@@ -71,9 +82,11 @@ def test_away_from_a_terminal_there_is_a_line_a_source_every_five_seconds(caplog
         for _ in range(11):
             clock[0] += 0.1
             screen.add(make_frame(people=3))
-        screen.tick()
-        screen.tick()
-    assert caplog.messages == ["cam: online, 22 frames, 10.0 fps, latency p50 25 ms, 3 people, 2 dropped"]
+        screen.tick(MEASURED)
+        screen.tick(MEASURED)
+    (line,) = caplog.messages
+    assert line.startswith("cam: online, 22 frames, 10.0 fps, latency p50 25 ms, 3 people, 2 dropped, 4 reconnects, ")
+    assert line.endswith("last 0.1 s ago")
 
 
 def test_on_a_terminal_there_is_a_table():
@@ -81,8 +94,10 @@ def test_on_a_terminal_there_is_a_table():
     with Screen(shown) as screen:
         screen.set_state("cam", "stalled")
         screen.add(make_frame())
+        screen.tick(MEASURED)
     assert "latency p50 ms" in shown.file.getvalue()
     assert "stalled" in shown.file.getvalue()
+    assert "median ms: encode 4.2; 2.5 people a call" in shown.file.getvalue()
 
 
 def test_the_summary_is_shown_last():

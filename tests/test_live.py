@@ -201,7 +201,9 @@ def test_the_last_camera_may_go_where_others_may_come(server, engine, detector) 
 
 def test_people_of_all_cameras_share_calls_in_fair_turns(server, engine, detector) -> None:
     names = tuple("abcdef")
-    pipeline = Pipeline(open_sources(cameras(server, *names)), slowed(engine, 0.05), detector, Settings(batch_frames=4))
+    pipeline = Pipeline(
+        open_sources(cameras(server, *names)), slowed(engine, 0.05), detector, Settings(batch_frames=4, round_s=9.0)
+    )
     with Run(pipeline) as run:
         run.wait_for("a", 30)
     assert max(engine.encoded) >= 4

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 
 from streampose.errors import SourceError, UsageError
-from streampose.sources import Camera, Source, Status, open_source, open_sources
+from streampose.sources import Camera, Source, Status, open_source, open_sources, rtsp
 from streampose.sources.address import camera_id, with_credentials, with_environment
+from streampose.sources.video import open_video
 from streampose.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -379,3 +381,18 @@ def test_urls_that_name_no_camera_are_usage_errors(url: str) -> None:
 def test_a_camera_is_never_read_losslessly() -> None:
     with pytest.raises(UsageError, match="pace fast"):
         open_source("rtsp://me:secret@camera/1", pace="fast")
+
+
+def test_where_haste_gave_nothing_the_next_connection_probes(server: Server, monkeypatch) -> None:
+    asked = []
+
+    def hasty(where: str, name: str, hwaccel: str | None, **how):
+        asked.append("probesize" in how["options"])
+        if asked[-1]:
+            raise av.error.InvalidDataError(1, "cannot be told so soon", where)
+        return open_video(where, name, hwaccel, **how)
+
+    monkeypatch.setattr(rtsp, "open_video", hasty)
+    with watch(server.url) as view:
+        view.wait_for_frames(5)
+    assert asked == [True, False]

@@ -35,7 +35,8 @@ class Notes:
     def set_state(self, source, state):
         self.states[source] = state
 
-    def tick(self):
+    def tick(self, summary):
+        assert summary.seconds > 0
         self.ticks += 1
 
     def end(self, summary):

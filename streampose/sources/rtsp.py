@@ -45,7 +45,7 @@ _ANSWERS: dict[type[Exception], str] = {
     av.error.HTTPUnauthorizedError: "the camera refuses the user name or password",
     av.error.HTTPForbiddenError: "the camera forbids this user the stream",
     av.error.HTTPNotFoundError: "the camera has nothing at this path",
-    av.error.HTTPClientError: "the camera refuses the request",
+    av.error.HTTPClientError: "the camera refuses the request, or has no video",
     av.error.HTTPServerError: "the camera answers with an error of its own",
     av.error.ConnectionRefusedError: "nothing listens at this address",
     av.error.ConnectionResetError: "the connection was cut",
