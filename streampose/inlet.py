@@ -32,6 +32,9 @@ _TRY_AGAIN_S = 1.0
 _PROBE_S = 0.3
 _TICK_MS = 100
 _BATCH = 500
+_DOUBTS = 5
+"""Handshakes that may break off, once there was a connection, before the publisher's key is taken to be another one:
+they also do while a publisher begins anew."""
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -199,7 +202,8 @@ class Inlet:
             self._tell()
         elif kind & _FAILED:
             self._refusals += 1
-            failure = self._why_refused(kind)
+            known = isinstance(self.failure, KeyRefusedError | EncryptionError)
+            failure = None if known else self._why_refused(kind)
             if failure is not None:
                 self._fail(failure)
             if kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._again_at is None:
@@ -220,7 +224,7 @@ class Inlet:
                 f"{self.endpoint} offers no encryption, but there is a key for it ({self._key.name!r}); "
                 "it is another publisher, or runs without --keys"
             )
-        if mechanism == "CURVE" and self._refusals > 1:
+        if mechanism == "CURVE" and self._refusals > (_DOUBTS if self.connections else 1):
             return KeyRefusedError(
                 f"{self.endpoint} is not the publisher that the key {self._key.name!r} is for, or has got new keys"
             )
