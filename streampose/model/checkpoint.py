@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ DETECTOR = {"detector": "person"}
 """What a checkpoint of the person detector says of its network."""
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to instantiate", "Trying to call", "is blocked")
 """What torch says where a file holds more than tensors and plain values."""
+_NUMPY = import_module("numpy._core.multiarray")  # where pickles of its numbers point to
 _HARMLESS = [
-    np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    np.dtype, np.ndarray, _NUMPY.scalar, _NUMPY._reconstruct,
+    (_NUMPY.scalar, "numpy.core.multiarray.scalar"), (_NUMPY._reconstruct, "numpy.core.multiarray._reconstruct"),
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
 ]  # fmt: skip
 """Numbers of numpy, which public checkpoints have beside their tensors."""
