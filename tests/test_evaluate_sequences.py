@@ -307,3 +307,12 @@ def test_labels_without_head_boxes_are_refused_before_anything_runs(root: Path, 
     with pytest.raises(UsageError, match="has no head box"):
         evaluate(root)
     assert stub.encoded == []
+
+
+def test_labels_are_never_overwritten_by_predictions(root: Path, stub: Any) -> None:
+    labels = root / "annotations/val/000007_test.json"
+    before = labels.read_bytes()
+    with pytest.raises(UsageError, match="has json files already, labels perhaps; give a new folder"):
+        evaluate(root, save_pred=labels.parent)
+    assert labels.read_bytes() == before
+    assert stub.encoded == []

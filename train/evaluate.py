@@ -55,6 +55,8 @@ def run_eval(
         ModelError: a model cannot be loaded.
         OutputError: predictions cannot be written.
     """
+    if save_pred is not None and any(save_pred.glob("*.json")):
+        raise UsageError(f"--save-pred {save_pred} has json files already, labels perhaps; give a new folder")
     if dataset not in DATASETS:
         raise UsageError(f"no data set {dataset!r}; this version evaluates: {', '.join(DATASETS)}")
     if pred is not None and model is not None:
