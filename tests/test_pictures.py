@@ -80,7 +80,7 @@ def watcher():
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch, engine, detector):
-    monkeypatch.setattr(runner, "load_engine", lambda _: engine)
+    monkeypatch.setattr(runner, "choose_engine", lambda *_: engine)
     monkeypatch.setattr(runner, "PersonDetector", lambda _: detector)
 
 
