@@ -18,7 +18,7 @@ from streampose.subscribe import Subscriber
 from streampose.types import Pose, PoseFrame
 
 WAIT_S = 10
-PROMPT_S = 1.0
+PROMPT_S = 2.0  # one second on a machine that does nothing else
 
 
 def make_frame(index=0, source="cam"):

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_publisher, wait_until
 
-PROMPT_S = 1.0
+PROMPT_S = 2.0  # one second on a machine that does nothing else
 
 
 @pytest.fixture
