@@ -19,8 +19,8 @@ from streampose.engines.torch_engine import TorchEngine
 from streampose.errors import ModelError, UsageError
 from streampose.geometry import crop_affine
 from streampose.model import FamiPose, load
-from streampose.model.checkpoint import DETECTOR, read_checkpoint
-from streampose.model.person import PersonExport, PersonNetwork
+from streampose.model.checkpoint import DETECTOR, load_detector, read_checkpoint
+from streampose.model.person import PersonExport
 from streampose.people import PersonDetector, letterbox
 
 DETECTOR_LIMIT_PX = 0.05
@@ -49,17 +49,13 @@ def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float = 
     """
     if not 0 < score_threshold < 1:
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
-    description, weights = read_checkpoint(checkpoint)
+    description, _ = read_checkpoint(checkpoint)
     if description != DETECTOR:
         network = load(checkpoint)
         if not network.offsets:
             raise ModelError(f"{checkpoint} is a single-frame network; give the checkpoint of a fuser stage")
         return build_bundle(network, out, out.name)
-    detector = PersonNetwork()
-    try:
-        detector.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"{checkpoint}: its tensors are not those of the person detector") from error
+    detector = load_detector(checkpoint)
     return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
 
 

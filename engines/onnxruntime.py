@@ -23,8 +23,9 @@ ENCODER, FUSER = GRAPHS["pose"]
 NAMES = [["crops", "features"], ["features", "transforms", "keypoints", "heatmaps"]]
 
 
-def open_session(file: Path, threads: int) -> ort.InferenceSession:
-    """A session on the CPU whose threads sleep while it is idle: several spinning ones slow each other down sixfold.
+def open_session(file: Path | bytes, threads: int) -> ort.InferenceSession:
+    """A session on the CPU, of a file or a model in memory, whose threads sleep while it is idle: several spinning ones
+    slow each other down sixfold.
 
     Raises:
         ModelError: ONNX Runtime cannot load the file.
@@ -34,9 +35,11 @@ def open_session(file: Path, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        model = file if isinstance(file, bytes) else str(file)
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a class of its own for every kind of damage
-        raise ModelError(f"{file} cannot be loaded by ONNX Runtime {ort.__version__}") from error
+        name = "a model in memory" if isinstance(file, bytes) else file
+        raise ModelError(f"{name} cannot be loaded by ONNX Runtime {ort.__version__}") from error
 
 
 class OnnxRuntimeEngine:

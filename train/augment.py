@@ -111,6 +111,47 @@ def cover(crops: list[Image], points: Array, rng: Rng) -> None:
         crop[low[1] : high[1], low[0] : high[0]] = colour
 
 
+def degrade(crops: list[Image], rng: Rng) -> None:
+    """What cameras and codecs do, the same on all frames: few pixels, JPEG's blocks, mild blur or low light."""
+    kind = rng.integers(4)
+    height, width = crops[0].shape[:2]
+    quality, share = int(rng.integers(8, 40)), float(rng.uniform(0.15, 0.5))
+    strength, angle_deg, gain = (
+        float(rng.uniform(0.015, 0.05)),
+        float(rng.uniform(0, 180)),
+        float(rng.uniform(0.15, 0.5)),
+    )
+    for index, crop in enumerate(crops):
+        if kind == 0:
+            small = cv2.resize(crop, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+            crops[index] = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        elif kind == 1:
+            encoded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            crops[index] = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
+        elif kind == 2:
+            crops[index] = blur(crop, strength, angle_deg)
+        else:
+            crops[index] = darken(crop, gain, rng)
+
+
+def paste(crops: list[Image], points: Array, other: Image, rng: Rng) -> None:
+    """Another person's crop (H, W, 3) as a soft ellipse over part of the person, in all frames.
+
+    Args:
+        points: (J, 2) joints in crop pixels; the middle of the other person comes near one of them.
+    """
+    height, width = crops[0].shape[:2]
+    scale = rng.uniform(0.5, 1.0)
+    middle = points[int(rng.integers(len(points)))] + rng.uniform(-0.25, 0.25, 2) * width
+    matrix = np.array([[scale, 0, middle[0] - scale * width / 2], [0, scale, middle[1] - scale * height / 2]])
+    rows, columns = np.indices((height, width), np.float32)
+    inside = ((columns / width - 0.5) / 0.28) ** 2 + ((rows / height - 0.5) / 0.42) ** 2
+    mask = np.clip(4 * (1 - inside), 0, 1)
+    laid, mask = (cv2.warpAffine(layer, matrix, (width, height)) for layer in (other, mask))
+    for index, crop in enumerate(crops):
+        crops[index] = (crop + mask[..., None] * (laid.astype(np.float32) - crop)).astype(np.uint8)
+
+
 def corrupt(crop: Image, points: Array, rng: Rng) -> Image:
     """Motion blur, low light or patches, on one frame.
 

@@ -40,6 +40,19 @@ def distributions(maps: Tensor) -> Tensor:
     return maps / maps.sum(dim=(2, 3), keepdim=True).clamp(min=1e-9)
 
 
+def blend(labels: Tensor, teacher: Tensor, share: float) -> Tensor:
+    """Distillation: the labels' distributions, with `share` (0..1) of the teacher's in them where it has one.
+
+    Args:
+        labels, teacher: (B, J, h, w), each map sums to 1 or is all zeros.
+
+    Returns:
+        (B, J, h, w); a joint without a label stays all zeros.
+    """
+    there = (teacher.amax(dim=(2, 3), keepdim=True) > 0) & (labels.amax(dim=(2, 3), keepdim=True) > 0)
+    return torch.where(there, labels.lerp(distributions(teacher), share), labels)
+
+
 def heatmap_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of each joint's map, as a distribution over its cells, with the target's, in nats.
 

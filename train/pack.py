@@ -42,6 +42,8 @@ class Person:
         suspect: the automatic keypoints are doubtful; the box is fine.
         ignore: a region that says nothing about people (crowd, too small).
         track_id: -1 in stills and where untracked.
+        maps: the teacher's maps (17, 64, 64) uint8 of the square crop around the box x1.25, compressed (see
+            `train.label_store.pack_maps`); empty where there are none.
     """
 
     box: NDArray[np.float32]
@@ -50,6 +52,7 @@ class Person:
     suspect: bool
     ignore: bool
     track_id: int
+    maps: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,11 @@ def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> l
         path = root / "stills" / f"{set_name}.json"
         labels = _read_json(path)
         people: dict[int, list[Person]] = defaultdict(list)
+        maps = _read_maps(path)
         for annotation in labels["annotations"]:
-            people[annotation["image_id"]].append(_person(annotation))
+            people[annotation["image_id"]].append(_person(annotation, maps))
         chosen = split_names([image["file_name"] for image in labels["images"]])
+        chosen |= {image["file_name"]: image["split"] for image in labels["images"] if "split" in image}
         images = [image for image in labels["images"] if chosen[image["file_name"]] == split]
         images.sort(key=lambda image: (image["tar"], image["file_name"]))
         for number, group in groupby(images, key=lambda image: int(image["tar"])):
@@ -126,14 +131,19 @@ def read_clips(root: Path, split: Split) -> list[Clip]:
     paths = sorted((root / "clips").glob("*.mp4"))
     if not paths:
         raise UsageError(f"no clips in {root / 'clips'}; expected {LAYOUT}")
-    return [_read_clip(path) for path in paths if clip_split(path.stem) == split]
+    clips = []
+    for path in paths:
+        labels_path = path.parent / "annotations" / f"{path.stem}.json"
+        labels = _read_json(labels_path)
+        if labels.get("split", clip_split(path.stem)) == split:
+            clips.append(_read_clip(path, labels, _read_maps(labels_path)))
+    return clips
 
 
-def _read_clip(path: Path) -> Clip:
-    labels = _read_json(path.parent / "annotations" / f"{path.stem}.json")
+def _read_clip(path: Path, labels: Any, maps: bytes) -> Clip:
     people: dict[int, list[Person]] = defaultdict(list)
     for annotation in labels["annotations"]:
-        people[annotation["image_id"]].append(_person(annotation))
+        people[annotation["image_id"]].append(_person(annotation, maps))
     capture = cv2.VideoCapture(str(path))
     jpegs = []
     while True:
@@ -179,15 +189,24 @@ def _member(tar: tarfile.TarFile, image: dict[str, Any]) -> bytes:
     return file.read()
 
 
-def _person(annotation: dict[str, Any]) -> Person:
+def _read_maps(labels: Path) -> bytes:
+    """The teachers' maps beside some labels, end to end; none where there is no such file."""
+    path = labels.with_suffix(".maps")
+    return path.read_bytes() if path.exists() else b""
+
+
+def _person(annotation: dict[str, Any], maps: bytes) -> Person:
     x, y, width, height = annotation["bbox"]
     ignore = bool(annotation.get("iscrowd"))
+    first, size = annotation.get("maps", (0, 0))
     keypoints = np.zeros((17, 3), np.float32)
     human = np.zeros(17, np.bool_)
     if annotation.get("keypoints") and not ignore:
         keypoints[:] = np.asarray(annotation["keypoints"], np.float32).reshape(17, 3)
         scores = np.asarray(annotation.get("kpt_score", keypoints[:, 2] > 0), np.float32)
         human = (keypoints[:, 2] > 0) & (scores == 1) & (annotation.get("source") == "human+teacher")
+        if "human" in annotation:
+            human = np.asarray(annotation["human"], np.bool_)
         keypoints[:, 2] = np.where(keypoints[:, 2] > 0, np.clip(scores, 0, 1), 0)
     return Person(
         np.array([x, y, x + width, y + height], np.float32),
@@ -196,4 +215,5 @@ def _person(annotation: dict[str, Any]) -> Person:
         bool(annotation.get("suspect")) or bool(annotation.get("lr_swap_suspect")),
         ignore,
         int(annotation.get("track_id", -1)),
+        maps[first : first + size],
     )

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from streampose.errors import UsageError
-from streampose.model.checkpoint import DETECTOR
+from streampose.model.checkpoint import DETECTOR, load_detector
 from streampose.model.network import normalise
 from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.people import letterbox
@@ -255,12 +255,19 @@ def scenes_of_clips(clips: Sequence[Clip], every: int) -> list[Scene]:
 
 
 def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTask:
-    """The detector's task on the pack at `data`, from the checkpoint of the stage before or from ImageNet weights."""
-    model = PersonNetwork()
-    if before is None:
-        model.trunk.load_imagenet()
+    """The detector's task on the pack at `data`, from the checkpoint of the stage before, the stage's `weights`, or
+    ImageNet weights.
+
+    Raises:
+        ModelError: the checkpoint is missing, damaged or not a detector's.
+        UsageError: `data` has no validation pictures, or not the pack's layout.
+    """
+    before = before or (Path(stage.weights) if stage.weights else None)
+    if before is not None:
+        model = load_detector(before)
     else:
-        model.load_state_dict(torch.load(before, map_location="cpu", weights_only=True)["ema"])
+        model = PersonNetwork()
+        model.trunk.load_imagenet()
     model.trunk.freeze(stage.frozen_stages)
     groups = []
     for name, share in stage.shares.items():

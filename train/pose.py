@@ -23,7 +23,7 @@ from streampose.model.mobile import folded
 from streampose.skeleton import COCO17, Skeleton
 from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
-from streampose.train.losses import distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
+from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
 from streampose.train.pack import Still, read_clips, read_stills
 from streampose.train.recipe import EncoderStage, FuserStage
@@ -78,7 +78,10 @@ class _PoseTask:
         size = (int(height / CELL_PX), int(width / CELL_PX))
         maps = gaussian_maps(batch["points"], size, CELL_PX, self.stage.sigma)
         weights = batch["weights"] * (maps.amax(dim=(2, 3)) > 0)
-        return (maps if self.model.heatmap == "gaussian" else distributions(maps)), weights
+        if self.model.heatmap == "gaussian":
+            return maps, weights
+        hard = distributions(maps)
+        return (blend(hard, batch["maps"], self.stage.distil) if "maps" in batch else hard), weights
 
     def heatmap_loss(self, heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The loss that belongs to the network's kind of heatmap."""
@@ -282,10 +285,10 @@ def read_data(stage: Stage, data: Path) -> PoseData:
 
 
 def _window_settings(stage: Stage, offsets: tuple[int, ...]) -> WindowSettings:
-    settings = WindowSettings(size=stage.size, offsets=offsets)
+    settings = WindowSettings(size=stage.size, offsets=offsets, maps=int(stage.distil > 0))
     if isinstance(stage, FuserStage):
         settings = replace(settings, corrupt_key=stage.corrupt_key)
-    known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key"}
+    known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key", "maps"}
     unknown = sorted(set(stage.augment) - known)
     if unknown:
         raise UsageError(

@@ -46,6 +46,8 @@ class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froze
         shares: of "pack": share of each set among the samples.
         clip_every: of "pack": take every n-th frame of the clips.
         weights: checkpoint that the first stage begins with, of `streampose train` or `import-weights`; "" for none.
+        distil: of "pack" and distributions: share of the teacher's maps in the targets, where the pack has them (those
+            of `streampose label` do).
         augment: fields of `WindowSettings` that differ from its defaults.
         validate_people: how many people of the validation split are looked at while training, evenly spread; 0 is all.
     """
@@ -61,10 +63,13 @@ class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froze
     shares: dict[str, float] = {}
     clip_every: int = 5
     weights: str = ""
+    distil: float = 0.0
     augment: dict[str, float] = {}
     validate_people: int = 1000
 
     def __post_init__(self) -> None:
+        if not 0 <= self.distil <= 1 or (self.distil and (self.data != "pack" or self.heatmap != "distribution")):
+            raise ValueError('distil is a share, 0 to 1, and belongs to data = "pack" with heatmap = "distribution"')
         if any(side < 32 or side % 32 for side in self.size):
             raise ValueError(f"size is (height, width), both divisible by 32, got {list(self.size)}")
         if (self.data == "pack") != bool(self.shares):
@@ -116,6 +121,7 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
         frozen_stages, trunk_lr: as in `EncoderStage`.
         clip_every: take every n-th frame of the clips.
         mosaic: share of the samples that are put together from four pictures.
+        weights: checkpoint of a detector that the first stage begins with; "" for ImageNet weights of the trunk.
     """
 
     name: str
@@ -126,6 +132,7 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
     trunk_lr: float = 0.5
     clip_every: int = 5
     mosaic: float = 0.4
+    weights: str = ""
 
     def __post_init__(self) -> None:
         _check_shares(self.shares)

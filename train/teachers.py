@@ -1,20 +1,24 @@
-"""The teachers, as the pack describes them: YOLOX-nano for boxes, MoveNet Thunder for keypoints. To compare with."""
+"""The teachers, as the pack describes them: YOLOX-nano for boxes, MoveNet Thunder for keypoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from streampose.engines.onnxruntime import open_session
 from streampose.errors import UsageError
 from streampose.geometry import crop_affine, cut, invert, transform
 from streampose.people import letterbox, suppress
+from streampose.train.maps import MAP_CROP_SIZE
 
 YOLOX_SIZE = (416, 416)
 YOLOX_STRIDES = (8, 16, 32)
-THUNDER_SIZE = (256, 256)
+THUNDER_SIZE = MAP_CROP_SIZE
+THUNDER_MAPS = "StatefulPartitionedCall/truediv_3:0"
+"""Inside Thunder's graph: how likely each cell holds each joint of the person in the middle, (1, 64, 64, 17)."""
 LOWEST_SCORE = 0.05
 
 
@@ -48,18 +52,35 @@ class YoloxNano:
 
 
 class Thunder:
-    """MoveNet Thunder's keypoints of one person at a given box."""
+    """MoveNet Thunder's keypoints of one person at a given box.
 
-    def __init__(self, folder: Path, threads: int = 2) -> None:
-        self._session = open_session(_file(folder, "movenet_thunder.onnx"), threads)
+    Args:
+        folder: that holds `movenet_thunder.onnx`.
+        maps: whether `look` answers the maps, too; costs a little.
+    """
+
+    def __init__(self, folder: Path, threads: int = 2, maps: bool = False) -> None:
+        file = _file(folder, "movenet_thunder.onnx")
+        if maps:
+            graph = onnx.load(file)
+            graph.graph.output.append(onnx.helper.make_tensor_value_info(THUNDER_MAPS, onnx.TensorProto.FLOAT, None))
+            self._session = open_session(graph.SerializeToString(), threads)
+        else:
+            self._session = open_session(file, threads)
 
     def keypoints(self, image: NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.float32]:
         """(17, 3) x, y in the picture's pixels and score, of the person in `box` (4,) xyxy."""
         affine = crop_affine(box, THUNDER_SIZE)
-        crop = cut(image, affine, THUNDER_SIZE)[None, :, :, ::-1].astype(np.int32)
-        y, x, score = self._session.run(None, {"input:0": crop})[0][0, 0].T
-        points = np.stack([x * THUNDER_SIZE[1], y * THUNDER_SIZE[0]], axis=1).astype(np.float32)
-        return np.concatenate([transform(points, invert(affine)), score[:, None]], axis=1).astype(np.float32)
+        keypoints = self.look(cut(image, affine, THUNDER_SIZE))[0]
+        return np.column_stack([transform(keypoints[:, :2], invert(affine)), keypoints[:, 2]]).astype(np.float32)
+
+    def look(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Keypoints (17, 3), x, y in crop pixels and score, of the person in the middle of a crop (256, 256, 3) uint8
+        BGR; and, where asked for, the maps (17, 64, 64) >= 0 that they come from, at a quarter of the resolution."""
+        answer = self._session.run(None, {"input:0": crop[None, :, :, ::-1].astype(np.int32)})
+        y, x, score = answer[0][0, 0].T
+        keypoints = np.stack([x * THUNDER_SIZE[1], y * THUNDER_SIZE[0], score], axis=1).astype(np.float32)
+        return keypoints, answer[1][0].transpose(2, 0, 1) if len(answer) > 1 else None
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from streampose.geometry import BOX_MARGIN, between_crops, compose, crop_affine, cut, transform
+from streampose.geometry import BOX_MARGIN, between_crops, compose, crop_affine, cut, invert, transform
 from streampose.skeleton import COCO17, Skeleton
 from streampose.train import augment
+from streampose.train.maps import MAP_CROP_SIZE, unpack_maps
 from streampose.train.pack import Clip, Person, Still
 
 Image = NDArray[np.uint8]
@@ -34,6 +36,9 @@ class WindowSettings:
         born: chance that the track is so young that its oldest supporting frames, or all, are the oldest one there is.
         flip: chance of the mirror picture, with left and right joints exchanged.
         shade: chance of a change of light and tint, the same on all frames.
+        degrade: chance that all frames have few pixels, JPEG's blocks, mild blur or low light.
+        paste: chance that another person lies over part of this one, in all frames.
+        maps: 1 if samples hold the teacher's maps, too; else 0.
         half_body: chance that the crop shows the upper or the lower half of a person.
         half_body_joints: so many labelled joints a person has of whom half is shown.
     """
@@ -50,6 +55,9 @@ class WindowSettings:
     born: float = 0.15
     flip: float = 0.5
     shade: float = 1.0
+    degrade: float = 0.0
+    paste: float = 0.0
+    maps: int = 0
     half_body: float = 0.0
     half_body_joints: int = 8
 
@@ -115,7 +123,8 @@ class Windows(Dataset[dict[str, Any]]):
 
     A sample holds `crops` (T, H, W, 3) uint8 BGR with the key frame first, `transforms` (T, 2, 3) float32 from key-crop
     to that frame's crop pixels, `points` (J, 2) float32 in key-crop pixels, `weights` (J,) float32 0..1, `human` (J,)
-    bool and `side`, the longer side of the person's box in key-crop pixels.
+    bool and `side`, the longer side of the person's box in key-crop pixels. With `WindowSettings.maps` also `maps` (J,
+    H/4, W/4) float32: the teacher's distribution of each joint, all zeros where it has none.
     """
 
     def __init__(
@@ -129,8 +138,12 @@ class Windows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
+        other = self._draw(rng) if rng.random() < self.settings.paste else None
+        return make_window(self._draw(rng), self.settings, rng, other)
+
+    def _draw(self, rng: Rng) -> Subject:
         group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
-        return make_window(group[int(rng.integers(len(group)))], self.settings, rng)
+        return group[int(rng.integers(len(group)))]
 
 
 class ShuffledWindows(Dataset[dict[str, Any]]):
@@ -154,8 +167,8 @@ class ShuffledWindows(Dataset[dict[str, Any]]):
         return make_window(self.subjects[int(self._order[1][place])], self.settings, rng)
 
 
-def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[str, Any]:
-    """One varied window of a subject; see `Windows`."""
+def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Subject | None = None) -> dict[str, Any]:
+    """One varied window of a subject, over which part of `other` lies if there is one; see `Windows`."""
     box, flip = subject.person.box, bool(rng.random() < settings.flip)
     side = float(max(box[2:] - box[:2]))
     key = _key_affine(subject, side, settings, rng)
@@ -168,20 +181,28 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
     ]
     points = transform(subject.person.keypoints[:, :2], key)
     weights, human = subject.person.keypoints[:, 2].copy(), subject.person.human
+    if other is not None:
+        affine = crop_affine(other.person.box, settings.size)
+        augment.paste(crops, points, cut(other.source.image(other.index), affine, settings.size), rng)
     if rng.random() < settings.shade:
         augment.shade(crops, rng)
+    if rng.random() < settings.degrade:
+        augment.degrade(crops, rng)
     if rng.random() < settings.occlude:
         augment.cover(crops, points, rng)
     if settings.offsets and rng.random() < settings.corrupt_key:
         crops[0] = augment.corrupt(crops[0], points, rng)
     if settings.offsets and rng.random() < settings.born:
         augment.repeat_oldest(crops, affines, settings.offsets, int(rng.integers(len(crops))))
+    maps = teacher_maps(subject.person, key, settings.size) if settings.maps else None
     transforms = between_crops(np.stack([key] * len(affines)), np.stack(affines))
     if flip:
         mirror = list(subject.skeleton.mirror)
         crops, points, transforms = augment.flip(crops, points, transforms, subject.skeleton)
         weights, human = weights[mirror], human[mirror]
+        maps = maps[mirror, :, ::-1] if maps is not None else None
     return {
+        **({"maps": np.ascontiguousarray(maps)} if maps is not None else {}),
         "crops": np.stack(crops),
         "transforms": transforms.astype(np.float32),
         "weights": weights.astype(np.float32),
@@ -189,6 +210,26 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng) -> dict[st
         "human": human,
         "side": np.float32(side * np.hypot(*key[0, :2])),
     }
+
+
+def teacher_maps(person: Person, affine: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The teacher's maps of a person in a crop, each a distribution over its cells.
+
+    Args:
+        affine: (2, 3) from picture to crop pixels; size: (height, width) of the crop.
+
+    Returns:
+        (17, height / 4, width / 4) float32; maps that the teacher does not have, or that lie outside, are all zeros.
+    """
+    shape = (size[0] // 4, size[1] // 4)
+    if not person.maps:
+        return np.zeros((len(person.keypoints), *shape), np.float32)
+    packed = unpack_maps(person.maps)
+    moved = compose(affine, invert(crop_affine(person.box, MAP_CROP_SIZE))).astype(np.float64)
+    moved[:, 2] = moved[:, 2] / 4 + moved[:, :2] @ [0.5, 0.5] - 0.5
+    maps = np.stack([cv2.warpAffine(one, moved, shape[::-1], flags=cv2.INTER_LINEAR) for one in packed])
+    sums = maps.sum(axis=(1, 2), keepdims=True, dtype=np.float32)
+    return np.asarray(maps / np.maximum(sums, 1.0), np.float32)
 
 
 def _key_affine(subject: Subject, side: float, settings: WindowSettings, rng: Rng) -> NDArray[np.float32]:

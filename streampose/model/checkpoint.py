@@ -19,6 +19,7 @@ from torch import Tensor
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.model.hrnet import detect_width, own_name
 from streampose.model.network import FamiPose, fami_pose
+from streampose.model.person import PersonNetwork
 from streampose.model.released import BACKBONE, from_released
 from streampose.skeleton import SKELETONS
 
@@ -93,6 +94,23 @@ def load(path: Path) -> FamiPose:
         raise ModelError(f"{path} describes a network that this version does not know: {error}") from error
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: its tensors are not those of {describe(description)}") from error
+    return network.eval()
+
+
+def load_detector(path: Path) -> PersonNetwork:
+    """A person detector from a checkpoint of `streampose train`, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: the file is missing, damaged, or no checkpoint of a person detector.
+    """
+    description, state = read_checkpoint(path)
+    if description != DETECTOR:
+        raise ModelError(f"{path} is a checkpoint of {describe(description)}, not of a person detector")
+    network = PersonNetwork()
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: its tensors are not those of the person detector") from error
     return network.eval()
 
 
