@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -290,6 +291,11 @@ def import_lines(report: Imported) -> list[str]:
         first = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         lines.append(f"{what}: {len(names)}{note if names else ''}{': ' + first if names else ''}")
     return lines
+
+
+def report_lines(report: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What became of the data, set by set, a line a reason."""
+    return [f"{name}: {count} {reason}" for name, counts in report.items() for reason, count in counts.items()]
 
 
 def bundle_text(folder: Path, manifest: Manifest) -> str:

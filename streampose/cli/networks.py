@@ -33,6 +33,40 @@ def train(
     typer.echo(str(checkpoint))
 
 
+@app.command()
+def label(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The new pack; an interrupted run goes on in it.")],
+    teachers: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder with yolox_nano.onnx and movenet_thunder.onnx.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A pack whose labels are the start; human labels are kept.")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A folder of pictures without labels. Several at once.")
+    ] = None,
+    clips: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A folder of clips without labels. Several at once.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, max=6, help="Looks at each person: mirrored, scaled, shifted.")] = 2,
+    clip_every: Annotated[int, typer.Option(min=1, help="Of labelled clips, look at every n-th frame.")] = 5,
+    json: JsonFlag = False,
+) -> None:
+    """Make training data of pictures and clips: labels by teachers, each with its trust. Needs the extra [train]."""
+    from streampose.console import report_lines, set_up_logging, to_json
+
+    set_up_logging(context.obj)
+    with extra("train", _TRAIN_PACKAGES):
+        from streampose.train.label import label as write_pack
+    report = write_pack(out, teachers, data, pictures or [], clips or [], passes, clip_every)
+    if json:
+        write(to_json(report))
+        return
+    for line in report_lines(report):
+        typer.echo(line)
+
+
 @app.command("eval")
 def evaluate(
     context: typer.Context,
