@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -73,12 +74,14 @@ def drift(key: Array, side: float, size: tuple[int, int], strength: float, rng: 
     return compose(np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32), key)
 
 
-def repeat_oldest(crops: list[Image], affines: list[Array], offsets: Sequence[int], age: int) -> None:
-    """Put the oldest of the `age` newest frames before the key, or the key itself, where older ones are missing."""
-    by_age = sorted(range(len(crops)), key=lambda slot: -(0, *offsets)[slot])
+def repeat_oldest(frames: Sequence[list[Any]], offsets: Sequence[int], age: int) -> None:
+    """Put the oldest of the `age` newest frames before the key, or the key itself, where older ones are missing; in
+    each of the lists, which are in the order of the window."""
+    by_age = sorted(range(1 + len(offsets)), key=lambda slot: -(0, *offsets)[slot])
     oldest = by_age[age]
     for slot in by_age[age + 1 :]:
-        crops[slot], affines[slot] = crops[oldest], affines[oldest]
+        for values in frames:
+            values[slot] = values[oldest]
 
 
 def flip(crops: list[Image], points: Array, transforms: Array, skeleton: Skeleton) -> tuple[list[Image], Array, Array]:
@@ -167,6 +170,27 @@ def corrupt(crop: Image, points: Array, rng: Rng) -> Image:
     covered = crop.copy()
     for _ in range(int(rng.integers(1, 3))):
         cover([covered], points, rng)
+    return covered
+
+
+def spoil(crop: Image, points: Array, kind: str, strength: float, rng: Rng) -> Image:
+    """One kind of corruption at a given strength, for measuring.
+
+    Args:
+        crop: (H, W, 3) uint8; points: (J, 2) joints in crop pixels.
+        kind: "blur", "dark" or "cover".
+        strength: of "blur" its length and of "cover" half the side of a patch over one joint, as shares of the crop's
+            height; of "dark" the share of the light that is taken away.
+    """
+    if kind == "blur":
+        return blur(crop, strength, float(rng.uniform(0, 180)))
+    if kind == "dark":
+        return darken(crop, 1 - strength, rng)
+    covered = crop.copy()
+    x, y = points[int(rng.integers(len(points)))]
+    low = np.clip([x - strength * len(crop), y - strength * len(crop)], 0, crop.shape[1::-1]).astype(int)
+    high = np.clip([x + strength * len(crop), y + strength * len(crop)], 0, crop.shape[1::-1]).astype(int)
+    covered[low[1] : high[1], low[0] : high[0]] = rng.integers(0, 256, 3)
     return covered
 
 

@@ -19,6 +19,7 @@ from streampose.model.checkpoint import DETECTOR, load_detector
 from streampose.model.network import normalise
 from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.people import letterbox
+from streampose.train.from_bundle import detector_of_bundle, is_bundle, settle
 from streampose.train.loop import Batch
 from streampose.train.pack import Clip, Still, read_clips, read_stills
 from streampose.train.person_score import Scene, detect, score_scenes
@@ -32,6 +33,8 @@ CENTRE_RADIUS = 1.5
 TURNED, TURN_DEG = 0.3, 25.0
 """Share of the pasted pictures that are turned, and by how much at most."""
 SHEET_PICTURES, SHEET_SCORE = 12, 0.4
+SETTLING_SAMPLES = 64
+"""BatchNorm of a bundle's detector gets its statistics from so many samples."""
 Rng = np.random.Generator
 
 
@@ -262,9 +265,11 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
         ModelError: the checkpoint is missing, damaged or not a detector's.
         UsageError: `data` has no validation pictures, or not the pack's layout.
     """
-    before = before or (Path(stage.weights) if stage.weights else None)
-    if before is not None:
-        model = load_detector(before)
+    bundle = before is None and is_bundle(stage.weights)
+    if bundle:
+        model = detector_of_bundle(stage.weights)
+    elif before is not None or stage.weights:
+        model = load_detector(before or Path(stage.weights))
     else:
         model = PersonNetwork()
         model.trunk.load_imagenet()
@@ -276,6 +281,9 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
         else:
             groups.append((scenes_of(read_stills(data, "train", [name])), share))
     pictures = Mosaics(groups, stage.size, stage.mosaic, stage.loop.seed)
+    if bundle:
+        frames = [normalise(torch.from_numpy(pictures[index]["picture"][None])) for index in range(SETTLING_SAMPLES)]
+        settle(model, lambda: [model(frame) for frame in frames])
     val = validation_scenes(data)[::3]
     if not val:
         raise UsageError(f"{data} has no validation pictures: sets of over 60 pictures, or one of the validation clips")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from streampose.errors import ModelError, UsageError
-from streampose.model import FamiPose, fami_pose, load, normalise
-from streampose.model.fuser import STRIDE, Fuser
+from streampose.errors import UsageError
+from streampose.model import FamiPose, normalise
+from streampose.model.fuser import STRIDE
 from streampose.model.lite import LiteEncoder
 from streampose.model.mobile import folded
 from streampose.skeleton import COCO17, Skeleton
@@ -28,6 +28,7 @@ from streampose.train.mutual_information import SupportDecoder, information_gain
 from streampose.train.pack import Still, read_clips, read_stills
 from streampose.train.recipe import EncoderStage, FuserStage
 from streampose.train.sheet import draw_sheet
+from streampose.train.steadiness import longer_offsets, tremble_loss, views
 from streampose.train.windows import (
     ShuffledWindows,
     Subject,
@@ -146,7 +147,9 @@ class FuserTask(_PoseTask):
             self.auxiliary = SupportDecoder(model.fuser.aligned_channels, model.joints)
         cells = stage.size[0] * stage.size[1] // STRIDE**2
         share = 1 / cells if model.heatmap == "gaussian" else 1.0  # a squared error is a mean over cells, too
-        self.loss_weights = {"heatmap": 1.0, "support": share * stage.support_information, "gain_nats": 0.0}
+        self.loss_weights = {
+            "heatmap": 1.0, "support": share * stage.support_information, "gain_nats": 0.0, "tremble": stage.steadiness,
+        }  # fmt: skip
         self._encoder: nn.Module | None = None
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -157,6 +160,8 @@ class FuserTask(_PoseTask):
         if self._encoder is None:  # not before: the loop moves the network to its device
             self._encoder = frozen_encoder(self.model)
         features = encode_windows(self._encoder, batch["crops"])
+        if self.stage.steadiness:
+            return self._steady_losses(batch, features)
         parts = self.model.fuse_parts(features, batch["transforms"])
         targets, weights = self.targets(batch)
         terms = {"heatmap": self.heatmap_loss(parts.heatmaps, targets, weights)}
@@ -167,6 +172,19 @@ class FuserTask(_PoseTask):
                 alone = self.model.single(features[:, 0])
             terms["gain_nats"] = information_gain(alone, parts.heatmaps, targets, weights)
         return terms
+
+    def _steady_losses(self, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """The window's last three frames, each as a key frame."""
+        seen = list(views(batch, features, self.stage.offsets))
+        terms, points = [], []
+        for age, view in enumerate(seen):
+            heatmaps = self.model.fuse(view.features, view.transforms)
+            frame = {"points": view.points, "weights": view.weights}
+            if age == 0 and "maps" in batch:
+                frame["maps"] = batch["maps"]
+            terms.append(self.heatmap_loss(heatmaps, *self.targets(frame)))
+            points.append(self.model.decode(heatmaps)[..., :2])
+        return {"heatmap": torch.stack(terms).mean(), "tremble": tremble_loss(points, seen, batch["side"])}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, FamiPose)
@@ -271,6 +289,8 @@ def read_data(stage: Stage, data: Path) -> PoseData:
         UsageError: an unknown data set or augmentation, or the folder is not in the data set's layout.
     """
     offsets = stage.offsets if isinstance(stage, FuserStage) else ()
+    if isinstance(stage, FuserStage) and stage.steadiness:
+        offsets = longer_offsets(offsets)
     settings = _window_settings(stage, offsets)
     if stage.data == "pack":
         groups = training_groups(data, stage.shares, offsets, stage.clip_every)
@@ -287,8 +307,8 @@ def read_data(stage: Stage, data: Path) -> PoseData:
 def _window_settings(stage: Stage, offsets: tuple[int, ...]) -> WindowSettings:
     settings = WindowSettings(size=stage.size, offsets=offsets, maps=int(stage.distil > 0))
     if isinstance(stage, FuserStage):
-        settings = replace(settings, corrupt_key=stage.corrupt_key)
-    known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key", "maps"}
+        settings = replace(settings, corrupt_key=stage.corrupt_key, all_frames=int(stage.steadiness > 0))
+    known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key", "maps", "all_frames"}
     unknown = sorted(set(stage.augment) - known)
     if unknown:
         raise UsageError(
@@ -303,64 +323,3 @@ def _spread(subjects: list[Subject], stage: Stage) -> list[Subject]:
         return subjects
     chosen = np.linspace(0, len(subjects) - 1, stage.validate_people).astype(int)
     return [subjects[index] for index in chosen]
-
-
-def encoder_task(stage: EncoderStage, data: Path, before: Path | None) -> EncoderTask:
-    """The encoder's task on the folder `data`, from the checkpoint of the stage before, the stage's `weights`, or, for
-    lite, ImageNet weights."""
-    content = read_data(stage, data)
-    model = _network(stage, content.skeleton, ())
-    before = before or (Path(stage.weights) if stage.weights else None)
-    if before is None and stage.backbone != "lite":
-        log.warning('%s begins with random weights; give it some with weights = "FILE" (docs/training.md)', stage.name)
-    if before is not None:
-        _take_encoder(model, before)
-    elif isinstance(model.encoder, LiteEncoder):
-        model.encoder.trunk.load_imagenet()
-    if isinstance(model.encoder, LiteEncoder):
-        model.encoder.trunk.freeze(stage.frozen_stages)
-    return EncoderTask(model, content, stage)
-
-
-def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
-    """The fuser's task on the folder `data`; `before` is the checkpoint of an encoder stage or of a fuser stage.
-
-    Raises:
-        UsageError: no stage before it and no `weights`.
-        ModelError: the checkpoint is of another network.
-    """
-    before = before or (Path(stage.weights) if stage.weights else None)
-    if before is None:
-        raise UsageError(f'the stage {stage.name} needs an encoder stage before it, or weights = "FILE"')
-    content = read_data(stage, data)
-    model = _network(stage, content.skeleton, stage.offsets)
-    _take_encoder(model, before)
-    known = load(before)
-    if known.offsets:
-        if known.description != model.description:
-            raise ModelError(f"{before} is {known.description}, the stage {stage.name} trains {model.description}")
-        model.load_state_dict(known.state_dict())
-    return FuserTask(model, content, stage)
-
-
-def _network(stage: Stage, skeleton: Skeleton, offsets: tuple[int, ...]) -> FamiPose:
-    alignment = stage.alignment if isinstance(stage, FuserStage) else "per-frame"
-    return fami_pose(stage.backbone, offsets, skeleton=skeleton.name, alignment=alignment, heatmap=stage.heatmap)
-
-
-def _take_encoder(model: FamiPose, checkpoint: Path) -> None:
-    """Begin with the encoder of a checkpoint; its heads too, where they are of the same joints.
-
-    Raises:
-        ModelError: it is of another backbone.
-    """
-    known = load(checkpoint)
-    if known.backbone != model.backbone:
-        raise ModelError(f"{checkpoint} has the backbone {known.backbone}, this stage trains {model.backbone}")
-    same_joints = known.skeleton == model.skeleton
-    state = known.encoder.state_dict()
-    if not same_joints:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "coarse_heads."))}
-    model.encoder.load_state_dict(state, strict=same_joints)
-    if isinstance(model.fuser, Fuser):
-        model.fuser.start_from(model.encoder.head)

@@ -45,7 +45,8 @@ class _PoseStage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froze
         fold: of "jhmdb": which of its three splits.
         shares: of "pack": share of each set among the samples.
         clip_every: of "pack": take every n-th frame of the clips.
-        weights: checkpoint that the first stage begins with, of `streampose train` or `import-weights`; "" for none.
+        weights: what the first stage begins with: a checkpoint of `streampose train` or `import-weights`, a bundle's
+            folder or a bundled model's name; "" for none.
         distil: of "pack" and distributions: share of the teacher's maps in the targets, where the pack has them (those
             of `streampose label` do).
         augment: fields of `WindowSettings` that differ from its defaults.
@@ -102,12 +103,22 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
         support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
             Gaussian heatmaps it is divided by their number of cells.
+        fuser_weights: after an encoder stage: what the fuser begins with, see `weights`; "" for the single frame.
+        steadiness: weight of the term `tremble` (see `train.losses.tremble_loss`); above 0 each window is fused for its
+            last three frames, and all three are learnt.
     """
 
     offsets: tuple[int, ...] = (-4, -3, -2, -1)
     alignment: Literal["per-frame", "joint"] = "per-frame"
     corrupt_key: float = 0.5
     support_information: float = 0.0
+    fuser_weights: str = ""
+    steadiness: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steadiness and (self.heatmap != "distribution" or self.support_information or max(self.offsets) >= 0):
+            raise ValueError('steadiness goes with heatmap = "distribution", past offsets, and no support_information')
 
 
 class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown_fields=True, frozen=True):
@@ -121,7 +132,7 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
         frozen_stages, trunk_lr: as in `EncoderStage`.
         clip_every: take every n-th frame of the clips.
         mosaic: share of the samples that are put together from four pictures.
-        weights: checkpoint of a detector that the first stage begins with; "" for ImageNet weights of the trunk.
+        weights: as in the other stages; "" for ImageNet weights of the trunk.
     """
 
     name: str

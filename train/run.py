@@ -15,7 +15,7 @@ from streampose.train.checkpoint import NAME, read
 from streampose.train.distributed import Group, open_group
 from streampose.train.loop import Task, fit
 from streampose.train.person import person_task
-from streampose.train.pose import encoder_task, fuser_task
+from streampose.train.pose_stages import encoder_task, fuser_task
 from streampose.train.recipe import EncoderStage, FuserStage, PersonStage, Recipe, read_recipe
 
 log = logging.getLogger(__name__)

@@ -39,6 +39,7 @@ class WindowSettings:
         degrade: chance that all frames have few pixels, JPEG's blocks, mild blur or low light.
         paste: chance that another person lies over part of this one, in all frames.
         maps: 1 if samples hold the teacher's maps, too; else 0.
+        all_frames: 1 if samples hold the labels of all their frames, too; else 0.
         half_body: chance that the crop shows the upper or the lower half of a person.
         half_body_joints: so many labelled joints a person has of whom half is shown.
     """
@@ -58,6 +59,7 @@ class WindowSettings:
     degrade: float = 0.0
     paste: float = 0.0
     maps: int = 0
+    all_frames: int = 0
     half_body: float = 0.0
     half_body_joints: int = 8
 
@@ -84,13 +86,14 @@ class Pictures(Protocol):
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A person to make windows of, in frame `index` of `source`, with its supporting frames; `skeleton` names the
-    joints."""
+    joints. `support_people` is the same person in those frames, None where it is not labelled; or empty."""
 
     source: Pictures
     person: Person
     index: int = 0
     support_indices: tuple[int, ...] = ()
     skeleton: Skeleton = COCO17
+    support_people: tuple[Person | None, ...] = ()
 
 
 def still_subjects(stills: Sequence[Still], min_joints: int = 4) -> list[Subject]:
@@ -108,8 +111,14 @@ def clip_subjects(clips: Sequence[Clip], offsets: Sequence[int], every: int = 1,
                 continue
             for person in clip.people[index]:
                 if _usable(person, min_joints):
-                    subjects.append(Subject(clip, person, index, supports))
+                    same = tuple(_same(clip.people[support], person.track_id) for support in supports)
+                    subjects.append(Subject(clip, person, index, supports, support_people=same))
     return subjects
+
+
+def _same(people: Sequence[Person], track_id: int) -> Person | None:
+    found = (p for p in people if track_id >= 0 and p.track_id == track_id and not p.ignore and not p.suspect)
+    return next(found, None)
 
 
 def _usable(person: Person, min_joints: int) -> bool:
@@ -124,7 +133,8 @@ class Windows(Dataset[dict[str, Any]]):
     A sample holds `crops` (T, H, W, 3) uint8 BGR with the key frame first, `transforms` (T, 2, 3) float32 from key-crop
     to that frame's crop pixels, `points` (J, 2) float32 in key-crop pixels, `weights` (J,) float32 0..1, `human` (J,)
     bool and `side`, the longer side of the person's box in key-crop pixels. With `WindowSettings.maps` also `maps` (J,
-    H/4, W/4) float32: the teacher's distribution of each joint, all zeros where it has none.
+    H/4, W/4) float32: the teacher's distribution of each joint, all zeros where it has none. With
+    `WindowSettings.all_frames` also `frame_points` (T, J, 2), each in that frame's crop, and `frame_weights` (T, J).
     """
 
     def __init__(
@@ -138,7 +148,8 @@ class Windows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
-        other = self._draw(rng) if rng.random() < self.settings.paste else None
+        paste = self.settings.paste and rng.random() < self.settings.paste
+        other = self._draw(rng) if paste else None
         return make_window(self._draw(rng), self.settings, rng, other)
 
     def _draw(self, rng: Rng) -> Subject:
@@ -181,28 +192,33 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     ]
     points = transform(subject.person.keypoints[:, :2], key)
     weights, human = subject.person.keypoints[:, 2].copy(), subject.person.human
+    labels = _frame_labels(subject, affines, motions) if settings.all_frames else [points] * len(crops)
     if other is not None:
         affine = crop_affine(other.person.box, settings.size)
         augment.paste(crops, points, cut(other.source.image(other.index), affine, settings.size), rng)
     if rng.random() < settings.shade:
         augment.shade(crops, rng)
-    if rng.random() < settings.degrade:
+    if settings.degrade and rng.random() < settings.degrade:
         augment.degrade(crops, rng)
     if rng.random() < settings.occlude:
         augment.cover(crops, points, rng)
     if settings.offsets and rng.random() < settings.corrupt_key:
         crops[0] = augment.corrupt(crops[0], points, rng)
     if settings.offsets and rng.random() < settings.born:
-        augment.repeat_oldest(crops, affines, settings.offsets, int(rng.integers(len(crops))))
+        augment.repeat_oldest((crops, affines, labels), settings.offsets, int(rng.integers(len(crops))))
     maps = teacher_maps(subject.person, key, settings.size) if settings.maps else None
     transforms = between_crops(np.stack([key] * len(affines)), np.stack(affines))
+    frames = np.stack(labels)
     if flip:
         mirror = list(subject.skeleton.mirror)
+        frames = frames[:, mirror]
+        frames[..., 0] = settings.size[1] - frames[..., 0]
         crops, points, transforms = augment.flip(crops, points, transforms, subject.skeleton)
         weights, human = weights[mirror], human[mirror]
         maps = maps[mirror, :, ::-1] if maps is not None else None
     return {
         **({"maps": np.ascontiguousarray(maps)} if maps is not None else {}),
+        **({"frame_points": frames[..., :2], "frame_weights": frames[..., 2]} if settings.all_frames else {}),
         "crops": np.stack(crops),
         "transforms": transforms.astype(np.float32),
         "weights": weights.astype(np.float32),
@@ -210,6 +226,23 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
         "human": human,
         "side": np.float32(side * np.hypot(*key[0, :2])),
     }
+
+
+def _frame_labels(
+    subject: Subject, affines: Sequence[NDArray[np.float32]], motions: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """(J, 3) of each frame, x and y in its crop's pixels, and weight."""
+    people: Sequence[Person | None] = [subject.person] * len(affines)
+    if subject.source.moving:
+        people = [subject.person, *subject.support_people[: len(affines) - 1]]
+    labels = []
+    for person, affine, motion in zip(people, affines, motions, strict=True):
+        if person is None:
+            labels.append(np.zeros_like(subject.person.keypoints))
+            continue
+        points = transform(person.keypoints[:, :2], compose(affine, motion))
+        labels.append(np.column_stack([points, person.keypoints[:, 2]]).astype(np.float32))
+    return labels
 
 
 def teacher_maps(person: Person, affine: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

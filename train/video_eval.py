@@ -1,0 +1,165 @@
+"""What supporting frames are worth: corrupted key frames by kind and strength, and jitter on people who hardly move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streampose.engines import Crops, Engine, Feature, whole_pictures
+from streampose.geometry import between_crops, crop_affine, invert, transform
+from streampose.train.augment import spoil
+from streampose.train.pack import Clip, Person
+from streampose.train.teachers import Thunder
+from streampose.train.temporal import smooth_track
+from streampose.train.windows import Subject, WindowSettings, make_window
+
+Array = NDArray[np.float32]
+
+STRENGTHS = {"blur": (0.04, 0.08, 0.14), "dark": (0.75, 0.88, 0.95), "cover": (0.08, 0.12, 0.16)}
+"""Kinds of corruption, see `train.augment.spoil`."""
+NEAR = 0.1
+SLOW = 0.005
+"""People move slowly while the median speed of their joints is under this many box heights a frame."""
+JITTER_FRAMES = 60
+LEAST_WEIGHT = 0.3
+SAMPLES = 1000
+
+
+def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder | None) -> dict[str, dict[str, Any]]:
+    """PCK@0.1 of the longer box side, 0..1, where the key frame alone is corrupted and its supporting frames are clean.
+
+    Args:
+        subjects: people whose joints a human labelled; their supporting frames are the picture moved a little.
+        teacher: looks at the corrupted key frame, too: the same crop, widened to a square.
+
+    Returns:
+        By "KIND STRENGTH", and "clean": "five" frames, "single" (the key frame stands in for its supporting frames),
+        "teacher" if there is one, and "gain", five less single, with the ends of its 95 % interval (people drawn anew
+        1000 times).
+    """
+    settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
+    cases = [("clean", "", 0.0)] + [(f"{kind} {s:g}", kind, s) for kind, all_s in STRENGTHS.items() for s in all_s]
+    hits: dict[str, list[tuple[int, ...]]] = {name: [] for name, _, _ in cases}
+    for index, subject in enumerate(subjects):
+        window = make_window(subject, settings, np.random.default_rng((7, index)))
+        key, points = window["crops"][0], window["points"]
+        supports = engine.encode(whole_pictures(window["crops"][1:]))
+        reach, human = NEAR * window["side"], window["human"]
+        for number, (name, kind, strength) in enumerate(cases):
+            crop = spoil(key, points, kind, strength, np.random.default_rng((8, index, number))) if kind else key
+            answers = [_fuse(engine, crop, supports, window["transforms"]), _fuse(engine, crop, None, None)]
+            if teacher is not None:
+                answers.append(_look(teacher, crop))
+            near = [(np.linalg.norm(a[:, :2] - points, axis=1) <= reach) & human for a in answers]
+            hits[name].append((int(human.sum()), *(int(n.sum()) for n in near)))
+    return {name: _figures(np.array(rows)) for name, rows in hits.items()}
+
+
+def _fuse(
+    engine: Engine, crop: NDArray[np.uint8], supports: Sequence[Feature] | None, transforms: Array | None
+) -> Array:
+    (key,) = engine.encode(whole_pictures(crop[None]))
+    window = [key, *(supports if supports is not None else [key] * len(engine.manifest.offsets))]
+    if transforms is None:
+        transforms = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
+    return engine.fuse([window], transforms[None])[0]
+
+
+def _look(teacher: Thunder, crop: NDArray[np.uint8]) -> Array:
+    """The teacher's keypoints (17, 3) in the pixels of a crop that is higher than wide."""
+    height, width = crop.shape[:2]
+    square = np.zeros((height, height, 3), np.uint8)
+    left = (height - width) // 2
+    square[:, left : left + width] = crop
+    keypoints, _ = teacher.look(square)
+    return keypoints - np.float32([left, 0, 0])
+
+
+def _figures(rows: NDArray[np.int_]) -> dict[str, Any]:
+    """Of rows (people; joints, hits of five, single and perhaps teacher)."""
+    shares = rows[:, 1:].sum(axis=0) / rows[:, 0].sum()
+    rng = np.random.default_rng(0)
+    drawn = rows[rng.integers(len(rows), size=(SAMPLES, len(rows)))].sum(axis=1)
+    gains = (drawn[:, 1] - drawn[:, 2]) / drawn[:, 0]
+    figures = dict(zip(("five", "single", "teacher"), shares.tolist(), strict=False))
+    low, high = np.quantile(gains, (0.025, 0.975)).tolist()
+    return figures | {"gain": figures["five"] - figures["single"], "gain_low": low, "gain_high": high}
+
+
+def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> dict[str, float]:
+    """How much joints tremble: the median length of p[t+1] - 2 p[t] + p[t-1], in box heights, over the joints of people
+    who move slowly, on raw output (no smoothing), at the labelled boxes.
+
+    Args:
+        clips: with tracks; the first 60 frames of each are looked at. Who moves slowly is told by the smoothed labels.
+
+    Returns:
+        "five", "single" (the key frame stands in for its supporting frames) and "teacher" if there is one; "joints",
+        how many accelerations that is.
+    """
+    lengths: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
+    for clip in clips:
+        for people in _tracks(clip):
+            slow = _slow(people)
+            if not slow.any():
+                continue
+            height = np.array([p.box[3] - p.box[1] for _, p in people], np.float32)
+            for name, points in _follow(engine, clip, people, teacher).items():
+                bend = np.linalg.norm(points[2:] - 2 * points[1:-1] + points[:-2], axis=2) / height[1:-1, None]
+                lengths[name].append(bend[slow])
+    found = {name: float(np.median(np.concatenate(parts))) for name, parts in lengths.items() if parts}
+    return found | {"joints": sum(len(part) for part in lengths["five"])}
+
+
+def _tracks(clip: Clip) -> list[list[tuple[int, Person]]]:
+    """Runs of consecutive frames of one person each, 5 frames at least."""
+    runs: list[list[tuple[int, Person]]] = []
+    open_runs: dict[int, list[tuple[int, Person]]] = {}
+    for frame, people in enumerate(clip.people[:JITTER_FRAMES]):
+        here = {p.track_id: p for p in people if p.track_id >= 0 and not p.ignore}
+        for track in set(open_runs) - set(here):
+            runs.append(open_runs.pop(track))
+        for track, person in here.items():
+            open_runs.setdefault(track, []).append((frame, person))
+    return [run for run in [*runs, *open_runs.values()] if len(run) >= 5]
+
+
+def _slow(people: Sequence[tuple[int, Person]]) -> NDArray[np.bool_]:
+    """(F - 2, 17): which joints are labelled and of a person who moves slowly, on all frames but first and last."""
+    sides = np.array([max(p.box[2:] - p.box[:2]) for _, p in people], np.float32)
+    height = np.array([p.box[3] - p.box[1] for _, p in people], np.float32)
+    smooth, _ = smooth_track(np.stack([p.keypoints for _, p in people]), sides)
+    speed = np.linalg.norm(smooth[2:, :, :2] - smooth[:-2, :, :2], axis=2) / 2 / height[1:-1, None]
+    labelled = smooth[..., 2] > 0
+    there = labelled[2:] & labelled[1:-1] & labelled[:-2]
+    medians = np.array([np.median(s[t]) if t.any() else np.inf for s, t in zip(speed, there, strict=True)])
+    return np.asarray(there & (medians < SLOW)[:, None], np.bool_)
+
+
+def _follow(
+    engine: Engine, clip: Clip, people: Sequence[tuple[int, Person]], teacher: Thunder | None
+) -> dict[str, Array]:
+    """Points (F, 17, 2) in frame pixels of one person on consecutive frames."""
+    size, offsets = engine.manifest.input_size, engine.manifest.offsets
+    features: list[Feature] = []
+    affines: list[Array] = []
+    found: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
+    for place, (frame, person) in enumerate(people):
+        image = clip.image(frame)
+        affines.append(crop_affine(person.box, size))
+        features += engine.encode([Crops(image, affines[-1][None])])
+        window = [place, *(max(place + offset, 0) for offset in offsets)]
+        steps = np.stack([between_crops(affines[place], affines[index]) for index in window])
+        still = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
+        answers = engine.fuse(
+            [[features[index] for index in window], [features[place]] * len(window)], np.stack([steps, still])
+        )
+        back = invert(affines[place])
+        found["five"].append(transform(answers[0, :, :2], back))
+        found["single"].append(transform(answers[1, :, :2], back))
+        if teacher is not None:
+            found["teacher"].append(teacher.keypoints(image, person.box)[:, :2])
+    return {name: np.stack(points) for name, points in found.items() if points}
