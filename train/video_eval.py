@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streampose.engines import Crops, Engine, Feature, whole_pictures
+from streampose.engines import Crops, Engine, Feature, load_engine, whole_pictures
 from streampose.geometry import between_crops, crop_affine, invert, transform
 from streampose.train.augment import spoil
-from streampose.train.pack import Clip, Person
+from streampose.train.pack import Clip, Person, read_clips, read_stills
+from streampose.train.pose import human_subjects
 from streampose.train.teachers import Thunder
 from streampose.train.temporal import smooth_track
 from streampose.train.windows import Subject, WindowSettings, make_window
@@ -26,6 +28,31 @@ SLOW = 0.005
 JITTER_FRAMES = 60
 LEAST_WEIGHT = 0.3
 SAMPLES = 1000
+
+
+def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
+    """What a bundle's supporting frames are worth, on the validation splits of the pack at `data`; the teacher beside
+    it, where `data/teachers` is there.
+
+    Args:
+        model: a bundled model's name or a bundle's folder.
+        every: look at every n-th person.
+
+    Returns:
+        "people", "corrupted" (see `corrupted_pck`) and "jitter" (see `jitter`).
+
+    Raises:
+        UsageError: the folder does not have the pack's layout. ModelError: no such bundle.
+    """
+    teachers = data / "teachers"
+    teacher = Thunder(teachers) if teachers.is_dir() else None
+    engine = load_engine(model)
+    subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
+    return {
+        "people": len(subjects),
+        "corrupted": corrupted_pck(engine, subjects, teacher),
+        "jitter": jitter(engine, read_clips(data, "val"), teacher),
+    }
 
 
 def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder | None) -> dict[str, dict[str, Any]]:

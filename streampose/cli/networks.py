@@ -73,8 +73,9 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="posetrack|jhmdb|coco|person|pack",
-            help="PoseTrack 17, 18 or 21; Sub-JHMDB; COCO keypoints; COCO boxes; the pack's validation splits.",
+            metavar="posetrack|jhmdb|coco|person|pack|video",
+            help="PoseTrack 17, 18 or 21; Sub-JHMDB; COCO keypoints; COCO boxes; the pack's validation splits, and on "
+            "them what five frames are worth.",
         ),
     ],
     gt: Annotated[

@@ -1,0 +1,101 @@
+"""Figures for what supporting frames are worth, with engines whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the [train] extra")
+
+from streampose.engines import Crops, load_engine
+from streampose.engines.manifest import Manifest
+from streampose.geometry import crop_affine, transform
+from streampose.train.augment import spoil
+from streampose.train.pack import Person
+from streampose.train.video_eval import STRENGTHS, corrupted_pck, jitter
+from streampose.train.windows import Subject
+
+BOX = np.array([20, 20, 60, 120], np.float32)
+POINTS = np.column_stack([np.linspace(25, 55, 17), np.linspace(25, 115, 17), np.ones(17)]).astype(np.float32)
+
+
+class Garden:
+    moving = False
+
+    def image(self, _index: int = 0) -> np.ndarray:
+        return np.random.default_rng(1).integers(90, 160, (140, 80, 3), np.uint8)
+
+
+@dataclass
+class Seer:
+    """Knows where the joints are from any crop that is not spoilt; a spoilt key frame alone has it answer nothing."""
+
+    manifest: Manifest
+    points: np.ndarray
+    clean: float = 20.0
+    seen: list[float] = field(default_factory=list)
+
+    def encode(self, crops: Sequence[Crops]) -> list[bool]:
+        whole = [float(c.image.astype(float).std()) > self.clean for c in crops]
+        self.seen += whole
+        return whole
+
+    def fuse(self, windows: Sequence[Sequence[bool]], transforms: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        hidden = np.full_like(self.points, 1e4)
+        return np.stack([self.points if any(window) else hidden for window in windows])
+
+
+def test_gain_is_what_five_frames_find_and_the_key_frame_alone_does_not() -> None:
+    manifest = load_engine("lite").manifest
+    person = Person(BOX, POINTS, np.ones(17, np.bool_), False, False, -1)
+    affine = crop_affine(BOX, manifest.input_size)
+    in_crop = np.column_stack([transform(POINTS[:, :2], affine), np.ones(17)]).astype(np.float32)
+    engine = Seer(manifest, in_crop)
+    figures = corrupted_pck(engine, [Subject(Garden(), person)] * 3, None)  # type: ignore[arg-type]
+    assert set(figures) == {"clean"} | {f"{kind} {s:g}" for kind, all_s in STRENGTHS.items() for s in all_s}
+    assert figures["clean"] == pytest.approx({"five": 1, "single": 1, "gain": 0, "gain_low": 0, "gain_high": 0})
+    darkest = figures["dark 0.95"]
+    assert (darkest["five"], darkest["single"], darkest["gain"]) == (1, 0, 1)
+
+
+def test_spoiling_gets_worse_with_its_strength() -> None:
+    crop = np.random.default_rng(2).integers(0, 256, (128, 96, 3), np.uint8)
+    points = np.full((17, 2), 48, np.float32)
+    for kind, strengths in STRENGTHS.items():
+        changed = [
+            np.abs(spoil(crop, points, kind, strength, np.random.default_rng(3)).astype(float) - crop).mean()
+            for strength in strengths
+        ]
+        assert changed == sorted(changed)
+        assert changed[0] > 0.5
+
+
+class Walk:
+    """Ten frames of a person who stands still."""
+
+    people = tuple((Person(BOX, POINTS, np.zeros(17, np.bool_), False, False, 1),) for _ in range(10))
+
+    def image(self, _index: int) -> np.ndarray:
+        return np.zeros((140, 80, 3), np.uint8)
+
+
+def test_jitter_is_the_median_bend_in_box_heights() -> None:
+    manifest = load_engine("lite").manifest
+    shift = crop_affine(BOX, manifest.input_size)[0, 0]
+
+    class Trembler(Seer):
+        def fuse(self, windows: Sequence[Sequence[bool]], transforms: np.ndarray) -> np.ndarray:  # noqa: ARG002
+            self.seen.append(0)
+            back_and_forth = 0.5 * shift * (-1) ** len(self.seen)
+            return np.stack([self.points + np.float32([back_and_forth, 0, 0]), self.points])
+
+        def encode(self, crops: Sequence[Crops]) -> list[bool]:
+            return [True] * len(crops)
+
+    figures = jitter(Trembler(manifest, POINTS.copy()), [Walk()], None)  # type: ignore[arg-type, list-item]
+    assert figures["five"] == pytest.approx(2.0 / 100, rel=1e-3)
+    assert figures["single"] == pytest.approx(0, abs=1e-6)
+    assert figures["joints"] == 8 * 17
