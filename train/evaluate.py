@@ -8,7 +8,7 @@ from typing import Any
 from streampose.errors import UsageError
 from streampose.train.pose_nms import OKS_NMS
 
-DATASETS = ("posetrack", "jhmdb", "coco", "person", "pack", "video")
+DATASETS = ("posetrack", "jhmdb", "coco", "person", "pack", "video", "tracks")
 POSED = ("posetrack", "jhmdb", "coco")
 """Those whose poses come from predictions or from a network at boxes."""
 
@@ -34,7 +34,7 @@ def run_eval(
     Args:
         dataset: "posetrack": poses and tracks; "jhmdb": poses of Sub-JHMDB; "coco": poses on COCO keypoint labels;
             "person": boxes on COCO labels; "pack": the validation splits of a folder in the pack's layout;
-            "video": on those, corrupted key frames and jitter.
+            "video": on those, corrupted key frames and jitter; "tracks": the pipeline's ids on its clips.
         gt: the labels' json; for posetrack the folder of them; for jhmdb and pack the data's folder.
         model: a bundled model's name, a bundle or a checkpoint; person: as `detector`; pack: None leaves pose out.
         detector: "person", a bundle or an ONNX file; pack also takes "none" to leave detection out.
@@ -49,8 +49,8 @@ def run_eval(
         save_pred: folder to write a network's poses to, in the data set's own form.
 
     Returns:
-        See `train.posetrack_eval`, `train.jhmdb_eval`, `evaluate_coco`, `evaluate_person`, `evaluate_pack` and
-        `train.video_eval.evaluate_video`.
+        See `train.posetrack_eval`, `train.jhmdb_eval`, `evaluate_coco`, `evaluate_person`, `evaluate_pack`,
+        `train.video_eval.evaluate_video` and `train.track_eval.evaluate_tracks`.
 
     Raises:
         UsageError: no such data set, options that do not go together, or a file is not what it must be.
@@ -81,8 +81,8 @@ def run_eval(
         raise UsageError(f"--oks-nms is above 0 and at most 1, not {oks_nms:g}")
     if dataset == "pack":
         return _pack(gt, model, detector, images, pred)
-    if dataset == "video":
-        return _video(gt, model, images, pred)
+    if dataset in ("video", "tracks"):
+        return _of_clips(dataset, gt, model, detector, images, pred)
     if dataset == "person":
         from streampose.train.coco_eval import evaluate_person
 
@@ -145,11 +145,19 @@ def _pack(gt: Path, model: str | None, detector: str, images: Path | None, pred:
     return evaluate_pack(gt, model, detector)
 
 
-def _video(gt: Path, model: str | None, images: Path | None, pred: Path | None) -> dict[str, Any]:
+def _of_clips(
+    dataset: str, gt: Path, model: str | None, detector: str, images: Path | None, pred: Path | None
+) -> dict[str, Any]:
     if images is not None or pred is not None:
-        raise UsageError("--dataset video takes its pictures from --gt and has a model predict: no --images, no --pred")
+        raise UsageError(
+            f"--dataset {dataset} takes its pictures from --gt and has a model predict: no --images, --pred"
+        )
     if model is None:
-        raise UsageError("video needs a --model: a bundled one or a bundle's folder")
+        raise UsageError(f"{dataset} needs a --model: a bundled one or a bundle's folder")
+    if dataset == "tracks":
+        from streampose.train.track_eval import evaluate_tracks
+
+        return evaluate_tracks(gt, model, detector)
 
     from streampose.train.video_eval import evaluate_video
 

@@ -23,7 +23,7 @@ STEM = "trunk.stem.0.weight"
 
 def is_bundle(weights: str) -> bool:
     """Whether a stage's `weights` name a bundled model or a bundle's folder instead of a file."""
-    return weights in bundled_names() or Path(weights).is_dir()
+    return weights in bundled_names() or bool(weights and Path(weights).is_dir())
 
 
 def pose_of_bundle(name: str) -> FamiPose:

@@ -57,7 +57,7 @@ def match(boxes: Boxes, scores: Boxes, people: Sequence[Person], min_height_px: 
     wanted = np.array([p.box for p in people if _counts(p, min_height_px)], np.float32).reshape(-1, 4)
     void = np.array([p.box for p in people if not _counts(p, min_height_px)], np.float32).reshape(-1, 4)
     verdict = np.zeros(len(boxes), np.float32)
-    overlap, in_void = box_iou(boxes, wanted), _share_inside(boxes, void)
+    overlap, in_void = box_iou(boxes, wanted), share_inside(boxes, void)
     free = np.ones(len(wanted), np.bool_)
     for index in np.argsort(-scores, kind="stable"):
         best = int(np.argmax(overlap[index] * free)) if free.any() else -1
@@ -73,7 +73,7 @@ def _counts(person: Person, min_height_px: float) -> bool:
     return not person.ignore and float(person.box[3] - person.box[1]) >= min_height_px
 
 
-def _share_inside(boxes: Boxes, regions: Boxes) -> Boxes:
+def share_inside(boxes: Boxes, regions: Boxes) -> Boxes:
     """(N, M): which share of each box lies inside each region."""
     low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])

