@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -183,3 +185,16 @@ def test_samples_do_not_depend_on_the_number_of_workers() -> None:
         for workers in (0, 2)
     )  # fmt: skip
     assert all(a.equal(b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_spinning_turns_people_by_any_angle_and_labels_follow() -> None:
+    """The joint lies above the box's middle; spun, it comes out in every direction from the crop's."""
+    settings = replace(PLAIN, offsets=(), spin=1.0)
+    directions = []
+    for seed in range(24):
+        window = make_window(subject(), settings, np.random.default_rng(seed))
+        point = window["points"][int(window["weights"].argmax())]
+        assert spot(window["crops"][0]) == pytest.approx(point, abs=1.5)
+        away = point - np.array([96, 128])
+        directions.append(int(np.arctan2(away[1], away[0]) // (np.pi / 2)))
+    assert set(directions) == {-2, -1, 0, 1}

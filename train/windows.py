@@ -29,6 +29,7 @@ class WindowSettings:
         size: (height, width) of a crop in pixels.
         offsets: supporting frames, relative to the key frame; empty for single frames.
         rotation_deg, scale, shift: largest turn, relative change of size and of place (in box sides) of the crop.
+        spin: chance that the crop is turned by any angle, for people upside down.
         occlude: chance that a patch covers part of the person (all frames).
         crop_drift: largest change of the crop between frames of a window, in box sides.
         motion: largest made-up movement between neighbouring frames of a still, in box sides.
@@ -49,6 +50,7 @@ class WindowSettings:
     rotation_deg: float = 40.0
     scale: float = 0.3
     shift: float = 0.06
+    spin: float = 0.0
     occlude: float = 0.2
     crop_drift: float = 0.05
     motion: float = 0.03
@@ -269,6 +271,8 @@ def _key_affine(subject: Subject, side: float, settings: WindowSettings, rng: Rn
     """The key frame's crop: around the person, or half of it, turned, scaled and moved."""
     box = subject.person.box
     rotation = float(rng.uniform(-1, 1) * settings.rotation_deg) if rng.random() < 0.7 else 0.0
+    if settings.spin and rng.random() < settings.spin:
+        rotation = float(rng.uniform(-180, 180))
     margin = BOX_MARGIN * float(np.exp(rng.uniform(-1, 1) * np.log1p(settings.scale)))
     moved = box + np.tile(rng.uniform(-settings.shift, settings.shift, 2) * side, 2).astype(np.float32)
     if settings.half_body and rng.random() < settings.half_body:
