@@ -14,9 +14,11 @@ from streampose.model.fuser import Fuser
 from streampose.model.lite import LiteEncoder
 from streampose.skeleton import Skeleton
 from streampose.train.from_bundle import is_bundle, pose_of_bundle, settle
+from streampose.train.hard import hardest
 from streampose.train.loop import Batch
 from streampose.train.pose import EncoderTask, FuserTask, Stage, read_data
 from streampose.train.recipe import EncoderStage, FuserStage
+from streampose.train.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def encoder_task(stage: EncoderStage, data: Path, before: Path | None) -> Encode
         model.encoder.trunk.load_imagenet()
     else:
         log.warning('%s begins with random weights; give it some with weights = "FILE" (docs/training.md)', stage.name)
+    if stage.hard and isinstance(content.windows, Windows):
+        content.windows.prefer([hardest(model, group, stage.size) for group in content.windows.groups], stage.hard)
     if isinstance(model.encoder, LiteEncoder):
         model.encoder.trunk.freeze(stage.frozen_stages)
     return EncoderTask(model, content, stage)

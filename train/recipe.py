@@ -88,10 +88,18 @@ class EncoderStage(_PoseStage, tag_field="kind", tag="encoder", frozen=True):
     Attributes:
         frozen_stages: of lite: stages of the trunk, besides the stem, that keep their ImageNet weights.
         trunk_lr: of lite: learning rate of the trunk, relative to the rest.
+        hard: of "pack": share of the samples that are drawn from the quarter of each set which the stage's first
+            weights get most wrong.
     """
 
     frozen_stages: int = 2
     trunk_lr: float = 0.5
+    hard: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.hard <= 1 or (self.hard and self.data != "pack"):
+            raise ValueError('hard is a share, 0 to 1, and belongs to data = "pack"')
 
 
 class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):

@@ -147,6 +147,12 @@ class Windows(Dataset[dict[str, Any]]):
         self.shares = shares / shares.sum()
         self.settings = settings
         self.seed = seed
+        self.hard_share = 0.0
+        self.hard: list[NDArray[np.intp]] = []
+
+    def prefer(self, hard: Sequence[NDArray[np.intp]], share: float) -> None:
+        """Draw `share` (0..1) of each group's samples from the subjects with these indices alone."""
+        self.hard, self.hard_share = list(hard), share
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
@@ -155,7 +161,10 @@ class Windows(Dataset[dict[str, Any]]):
         return make_window(self._draw(rng), self.settings, rng, other)
 
     def _draw(self, rng: Rng) -> Subject:
-        group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
+        number = int(rng.choice(len(self.groups), p=self.shares))
+        group = self.groups[number]
+        if self.hard_share and rng.random() < self.hard_share:
+            return group[int(rng.choice(self.hard[number]))]
         return group[int(rng.integers(len(group)))]
 
 
