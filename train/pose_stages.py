@@ -65,18 +65,28 @@ def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
     content = read_data(stage, data)
     model = _network(stage, content.skeleton, stage.offsets)
     _take_encoder(model, known, before or stage.weights)
-    origin: str | Path = before or stage.weights
-    if not known.offsets and stage.fuser_weights:
-        known, origin = _load(stage.fuser_weights), stage.fuser_weights
     if known.offsets:
-        if known.description != model.description:
-            raise ModelError(f"{origin} is {known.description}, the stage {stage.name} trains {model.description}")
-        assert model.fuser is not None
-        assert known.fuser is not None
-        model.fuser.load_state_dict(known.fuser.state_dict())
-        if is_bundle(str(origin)):
-            _settle_fuser(model, content.windows)
+        _take_fuser(model, known, before or stage.weights, content.windows)
+    elif stage.fuser_weights:
+        _take_fuser(model, _load(stage.fuser_weights), stage.fuser_weights, content.windows)
+        assert isinstance(model.fuser, Fuser)
+        model.fuser.start_from(model.encoder.head)
     return FuserTask(model, content, stage)
+
+
+def _take_fuser(model: FamiPose, known: FamiPose, origin: str | Path, windows: Dataset[Batch]) -> None:
+    """Begin with the fuser of a known network.
+
+    Raises:
+        ModelError: it is of another kind.
+    """
+    if known.description != model.description:
+        raise ModelError(f"{origin} is {known.description}, not {model.description}, which this stage trains")
+    assert model.fuser is not None
+    assert known.fuser is not None
+    model.fuser.load_state_dict(known.fuser.state_dict())
+    if is_bundle(str(origin)):
+        _settle_fuser(model, windows)
 
 
 def _known(stage: Stage, before: Path | None) -> FamiPose | None:

@@ -111,7 +111,7 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
         support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
             Gaussian heatmaps it is divided by their number of cells.
-        fuser_weights: after an encoder stage: what the fuser begins with, see `weights`; "" for the single frame.
+        fuser_weights: after an encoder stage: what alignment and trust begin with, see `weights`; "" for random ones.
         steadiness: weight of the term `tremble` (see `train.losses.tremble_loss`); above 0 each window is fused for its
             last three frames, and all three are learnt.
     """

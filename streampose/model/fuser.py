@@ -81,8 +81,11 @@ class Fuser(nn.Module):
         self.head = nn.Conv2d(channels, joints, 1)
 
     def start_from(self, head: nn.Conv2d) -> None:
-        """Begin as the single-frame network with this head."""
+        """Begin as the single-frame network with this head: the correction is zero."""
         self.head.load_state_dict(head.state_dict())
+        last = self.correct[-1]
+        assert isinstance(last, nn.Conv2d)
+        zero(last)
 
     def forward(self, features: Tensor, transforms: Tensor) -> Fused:
         batch, frames = features.shape[:2]
