@@ -52,8 +52,9 @@ class Inlet:
         endpoint: `tcp://HOST:PORT` of the publisher, which need not be there yet.
         key: for a publisher that wants one.
         topics: beginnings of the topics to receive.
-        put: gets the parts of each message, unchecked; while it blocks, nothing is received.
-        tell: called whenever `connected` or `failure` changes.
+        put: gets the parts of each message, unchecked; while it blocks, nothing is received. It may be called before
+            the constructor has returned.
+        tell: gets this inlet whenever `connected` or `failure` changes; as early as `put`.
         connect_s: after so many seconds without a first connection, `failure` becomes a NoPublisherError; None: never.
 
     Attributes:
@@ -73,7 +74,7 @@ class Inlet:
         key: SubscriberKey | None,
         topics: Iterable[bytes],
         put: Callable[[list[bytes]], None],
-        tell: Callable[[], None],
+        tell: Callable[[Inlet], None] | None = None,
         connect_s: float | None = None,
     ) -> None:
         self._where = to_connect_to(endpoint)
@@ -83,7 +84,7 @@ class Inlet:
         self.failure: StreamError | None = None
         self._key = key
         self._put = put
-        self._tell = tell
+        self._on_change = tell
         self._until_s = None if connect_s is None else time.monotonic() + connect_s
         self._lock = threading.Lock()
         self._asked = {bytes(topic) for topic in topics}
@@ -242,6 +243,10 @@ class Inlet:
             if not self.connected and self.failure is None:
                 self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {why}"))
             self._until_s = None
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self)
 
     def _fail(self, failure: StreamError) -> None:
         if str(failure) != str(self.failure):

@@ -172,7 +172,7 @@ class Reception:
         if self.malformed == 1:
             log.warning("skipped a message from %s: %s; more are only counted", self.endpoint, error)
 
-    def _changed(self) -> None:
+    def _changed(self, _: Inlet) -> None:
         """The connection is another one, or lost, or refused; called by the inlet's thread."""
         self._wake_up()
 

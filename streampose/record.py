@@ -126,7 +126,7 @@ class Recorder:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
         topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
-        self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, tell=lambda: None, connect_s=1.0)
+        self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
 
     def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
         """Record until `stop` is set, `count` frames came, or `seconds` went by.

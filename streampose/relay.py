@@ -160,9 +160,7 @@ class _Branch:
         self._heard_s = 0.0
         self._state = ""
         self._topics = [*(f"{kind}.".encode() for kind in _KINDS), b"heartbeat"]
-        self._inlet = Inlet(
-            upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, tell=lambda: None, connect_s=1.0
-        )
+        self._inlet = Inlet(upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, connect_s=1.0)
         stack.enter_context(self._inlet)
 
     def check(self) -> None:

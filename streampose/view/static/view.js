@@ -85,7 +85,7 @@ class Camera {
     find(".veil", tile).textContent = state === "offline" ? `Offline${since(this.changed)}` : state === "ended" ? "Ended" : "";
     const people = state === "offline" ? [] : (frame?.people ?? []);
     drawScene(this.canvas, frame && { ...frame, people }, this.hello, this.picture);
-    this.#figure("fps", this.frame && state !== "offline" ? this.fps.toFixed(1) : "–");
+    this.#figure("fps", this.frame && state !== "offline" && state !== "ended" ? this.fps.toFixed(1) : "–");
     this.#figure("latency", this.frame ? `${Math.round(this.frame.latency_ms)} ms` : "–");
     this.#figure("people", frame ? String(people.length) : "–");
     this.#figure("dropped", this.frame ? String(this.frame.dropped) : "–");
