@@ -92,6 +92,7 @@ class Inlet:
         self._refusals = 0
         self._again_at: float | None = None
         self._closing = False
+        self._faulty = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XSUB)
         self._monitor = self._open()
@@ -185,7 +186,12 @@ class Inlet:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._put(parts)
+            try:
+                self._put(parts)
+            except Exception:  # a fault of ours: one message is lost by it, but not all that follow
+                if not self._faulty:
+                    log.exception("a message from %s could not be taken; more are left out in silence", self.endpoint)
+                self._faulty = True
 
     def _follow_all(self) -> None:
         while self._monitor.poll(0):

@@ -15,6 +15,8 @@ SCHEMA = 1
 PART_LIMIT = 1 << 20
 """Longest header or blob that is sent or read, bytes."""
 PEOPLE_LIMIT = 1000
+NAME_LIMIT = 200
+"""Longest name of a source, a run, a skeleton, a joint or a model, characters."""
 COORDINATE_LIMIT = 1e6
 """Boxes and joints lie within so many pixels of the frame's corner, on either side."""
 SOURCES_LIMIT = 1000
@@ -27,7 +29,7 @@ State = Literal["online", "stalled", "offline", "ended"]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Meta(ge=1, le=1 << 20)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_LIMIT)]
 Score = Annotated[float, Meta(ge=0.0, le=1.0)]
 Offsets = Annotated[tuple[Annotated[int, Meta(ge=-1000, le=1000)], ...], Meta(max_length=64)]
 Joint = Annotated[int, Meta(ge=0, le=511)]

@@ -16,6 +16,7 @@ import zmq
 
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
+from streampose.inlet import Inlet
 from streampose.messages import Heartbeat
 from streampose.publish import Publisher
 from streampose.reception import QUEUE_LIMIT
@@ -315,6 +316,19 @@ def test_what_waits_is_bounded_in_bytes(fake, monkeypatch):
         assert stream.receive(0.1) is None
         assert stream.malformed == 19
         assert stream._bytes == 0
+
+
+def test_a_fault_of_ours_costs_a_message_not_the_stream(publisher, caplog):
+    got = []
+
+    def put(parts):
+        got.append(parts)
+        if len(got) < 3:
+            raise ValueError("something unforeseen")
+
+    with Inlet(publisher.endpoint, key=None, topics=[b"pose."], put=put), Talk(publisher):
+        wait_until(lambda: len(got) > 3)
+    assert caplog.text.count("could not be taken") == 1
 
 
 def test_asyncio(publisher):
