@@ -13,10 +13,10 @@ from typing import Protocol
 from streampose.errors import EncryptionError, KeyRefusedError, OutputError, StreamError, UsageError
 from streampose.inlet import Inlet
 from streampose.journal import JournalWriter
-from streampose.jsonl import PeopleWriter, to_line
+from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
-from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item
+from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item, to_recorded_line
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -35,21 +35,14 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """Lines of people.jsonl, with `received_ns`, `run_id`, `seq` and `missed`; poses only."""
+    """Lines of people.jsonl, with all that is known of a frame besides; poses only."""
 
     def __init__(self, path: Path) -> None:
         self._writer = PeopleWriter(path)
 
     def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:  # noqa: ARG002
         if isinstance(item, Entry):
-            extra = {
-                "received_ns": received_ns,
-                "run_id": item.run_id,
-                "seq": item.seq,
-                "clock": item.frame.clock,
-                **({"smoothed": True} if item.smoothed else {}),
-            }
-            self._writer.write_line(to_line(item.frame, with_missed=True, extra=extra))
+            self._writer.write_line(to_recorded_line(item))
 
     def close(self) -> None:
         self._writer.close()

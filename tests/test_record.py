@@ -310,6 +310,49 @@ def test_posetrack_is_what_the_evaluation_reads(publisher, tmp_path):
     assert [len(frame.people) for frame in read.frames] == [1] * 6
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_another_form_of_a_recording_loses_nothing(publisher, tmp_path, form):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 9, gap_at=4)
+    (out,) = export(path, tmp_path / f"again.{form}", form)
+    for source in ("a", "b"):
+        for mine, theirs in zip(entries(out, source), entries(path, source), strict=True):
+            same(mine.frame, theirs.frame, 0.01)
+            same(dataclasses.replace(mine, frame=0), dataclasses.replace(theirs, frame=0), 0)
+
+
+def test_what_was_bridged_is_not_exported_as_seen(tmp_path):
+    frame = make_frame(1, people=2)
+    people = frame.people[0], dataclasses.replace(frame.people[1], filled=True)
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(dataclasses.replace(frame, people=people))
+    (table,) = export(path, tmp_path / "out.csv", "csv")
+    assert [row["filled"] for row in csv.DictReader(table.open(newline=""))] == ["0", "1"]
+    (coco,) = export(path, tmp_path / "coco.json", "coco")
+    assert [person.get("filled") for person in json.loads(coco.read_text())] == [None, True]
+    (posetrack,) = export(path, tmp_path / "posetrack.json", "posetrack")
+    assert [person.get("filled") for person in json.loads(posetrack.read_text())["annotations"]] == [None, True]
+
+
+def test_sources_whose_files_would_have_the_same_name(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for source in ("a/b", "a_b", "a\\b"):
+            writer.write(make_frame(0, source))
+    written = export(path, tmp_path / "out.json", "coco")
+    assert [found.name for found in written] == ["out-a_b.json", "out-a_b-run2.json", "out-a_b-run3.json"]
+
+
+@pytest.mark.parametrize("begin", [b"", b"streampose jou", b"streampose journal 1\n"])
+def test_a_recorder_that_died_at_its_start_left_an_empty_recording(tmp_path, begin):
+    path = tmp_path / "session.parquet"
+    journal_of(path).write_bytes(begin)
+    assert entries(path) == []
+    (out,) = export(path, tmp_path / "saved.parquet", "parquet")
+    assert entries(out) == []
+
+
 def test_several_runs_get_their_own_files(tmp_path):
     path = tmp_path / "session.jsonl"
     with Publisher("tcp://127.0.0.1:*", model="lite") as first:
