@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,25 +50,50 @@ class JsonlSink:
 
 
 class ParquetSink:
-    """A parquet file, which is whole only when it is closed; until then there is a journal beside it."""
+    """A parquet file, which is whole only when it is closed; until then there is a journal beside it.
+
+    Rows are made of items by another thread, since that takes long enough to make the next messages late.
+    """
 
     def __init__(self, path: Path) -> None:
-        from streampose.parquet import ParquetWriter
+        from streampose.parquet import ROWS, ParquetWriter
 
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         self._journal = JournalWriter(journal_of(path))
         self._writer = ParquetWriter(self._part)
+        self._rows = ROWS
+        self._items: list[Item] = []
+        self._worker = ThreadPoolExecutor(1, "parquet")
+        self._work: Future[None] | None = None
 
     def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:
         self._journal.write(received_ns, parts)
-        self._writer.write(item)
+        self._items.append(item)
+        if len(self._items) >= self._rows:
+            self._hand_over()
 
     def close(self) -> None:
         self._journal.close()
+        with self._worker:
+            self._hand_over()
+            self._finish_work()
         self._writer.close()
         self._part.replace(self._path)
         self._journal.path.unlink()
+
+    def _hand_over(self) -> None:
+        self._finish_work()
+        items, self._items = self._items, []
+        self._work = self._worker.submit(self._make_rows, items)
+
+    def _finish_work(self) -> None:
+        if self._work is not None:
+            self._work.result()
+
+    def _make_rows(self, items: list[Item]) -> None:
+        for item in items:
+            self._writer.write(item)
 
 
 def open_sink(path: Path) -> Sink:

@@ -181,6 +181,50 @@ def test_a_full_disk_ends_the_recording_and_keeps_it(publisher, tmp_path):
     assert len(entries(path)) > 10
 
 
+def test_a_long_recording_has_every_frame_in_order(publisher, tmp_path, monkeypatch):
+    """Several row groups, and messages of other kinds between them."""
+    monkeypatch.setattr("streampose.parquet.ROWS", 40)
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 300)
+    assert pq.ParquetFile(path).num_row_groups > 10
+    for source in ("a", "b"):
+        assert [entry.seq for entry in entries(path, source)] == list(range(300))
+        assert [len(entry.frame.people) for entry in entries(path, source)][:3] == (
+            [0, 1, 2] if source == "a" else [1] * 3
+        )
+    assert entries(path, "a")[299].frame.people[1].keypoints[16].tolist() == [10, 299, 0.75]
+
+
+def test_a_table_that_cannot_be_written_ends_the_recording_and_keeps_it(publisher, tmp_path, monkeypatch):
+    def fail(_):
+        raise OutputError("no space left for rows")
+
+    monkeypatch.setattr("streampose.parquet.ROWS", 10)
+    monkeypatch.setattr("streampose.parquet.ParquetWriter._write_rows", fail)
+    path = tmp_path / "session.parquet"
+    with (
+        Recorder(publisher.endpoint, open_sink(path)) as recorder,
+        Talk(publisher),
+        pytest.raises(OutputError, match="no space left for rows"),
+    ):
+        recorder.record(threading.Event(), seconds=WAIT_S)
+    assert len(entries(path)) >= 20
+
+
+@pytest.mark.parametrize("column", ["seq", "people", "skeleton"])
+def test_a_table_with_holes_or_other_types_is_none_of_ours(publisher, tmp_path, column):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 3)
+    table = pq.read_table(path)
+    place, field = table.schema.names.index(column), table.schema.field(column)
+    holes = table.set_column(place, field, pa.nulls(table.num_rows, field.type))
+    texts = table.set_column(place, pa.field(column, pa.binary()), pa.array([b"x"] * table.num_rows))
+    for changed in (holes, texts):
+        pq.write_table(changed.replace_schema_metadata(pq.read_metadata(path).metadata), tmp_path / "other.parquet")
+        with pytest.raises(UsageError, match="is not a recording of streampose"):
+            entries(tmp_path / "other.parquet")
+
+
 def test_who_is_not_let_in_is_told(tmp_path):
     add_key(tmp_path / "keys", "one", tmp_path / "one.key")
     add_key(tmp_path / "other", "two", tmp_path / "two.key")
