@@ -20,7 +20,7 @@ class Camera {
     this.changed = 0;
     this.latencies = [];
     this.frames = new Map(); // the last ones by index, to find the one that a picture shows
-    this.visible = true;
+    this.visible = false; // until `watcher` has looked
     this.dirty = true;
     this.tile = find("#tile").content.firstElementChild.cloneNode(true);
     this.tile.dataset.source = source;
