@@ -65,6 +65,7 @@ class Reception:
         self._bytes = 0
         self._newest: dict[bytes, list[bytes]] = {}
         self._schema: SchemaError | None = None
+        self._understood = 0  # the last connection on which anything could be read
         self._closing = False
         suffix = "" if source is None else source
         self._inlet = Inlet(
@@ -146,8 +147,10 @@ class Reception:
             message = decode(parts)
         except MessageError as error:
             self._refuse(error)
+            if isinstance(error, OtherSchemaError) and self._understood != self._inlet.connections:
+                self._schema = SchemaError(f"{self.endpoint} speaks {error}")
             return None
-        self._schema = None
+        self._schema, self._understood = None, self._inlet.connections
         if isinstance(message, PoseMessage):
             if self._source not in (None, message.header.source):
                 return None

@@ -161,6 +161,26 @@ def test_another_schema_is_an_error_not_silence(fake):
         assert stream.receive(WAIT_S).frame_index == 3  # one that is readable after all
 
 
+@pytest.mark.parametrize("mode", ["latest", "lossless"])
+def test_poses_of_another_schema_are_an_error_too(fake, mode):
+    """Also where its heartbeat is another one; but not where what was read before was fine."""
+    sender, endpoint, greet = fake
+    topic, header, blob = encode_pose(make_frame(0), run_id="r", seq=0)
+    other = topic, msgspec.msgpack.encode(msgspec.msgpack.decode(header) | {"schema": 2}), blob
+    with Subscriber(endpoint, mode) as stream:
+        greet()
+        sender.send_multipart(other)
+        with pytest.raises(SchemaError, match=f"{endpoint} speaks schema 2"):
+            stream.receive(WAIT_S)
+        sender.send_multipart((topic, header, blob))
+        wait_until(lambda: stream._newest or stream._queue)
+        assert stream.receive(WAIT_S).frame_index == 0
+        sender.send_multipart(other)
+        wait_until(lambda: stream._newest or stream._queue)
+        assert stream.receive(0) is None
+        assert stream.malformed == 2
+
+
 def test_silence_is_an_error_where_that_is_asked_for(fake):
     sender, endpoint, greet = fake
     with Subscriber(endpoint, silent_s=0.2) as stream:
