@@ -61,6 +61,15 @@ def test_javascript(publisher):
 
 
 @needs_node
+def test_javascript_takes_times_of_any_size():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as made:
+        made.publish(make_frame(captured_ns=5, published_ns=2**60))
+        done = run("node", NODE / "subscriber.mjs", made.endpoint, "--count", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["latency_ms"] == pytest.approx(2**60 / 1e6)
+
+
+@needs_node
 def test_javascript_with_a_key(tmp_path):
     add_key(tmp_path / "keys", "page", tmp_path / "page.key")
     with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as made, Talk(made, hz=100, people=2):
