@@ -216,3 +216,23 @@ def test_a_key_that_others_can_read_is_warned_of(folder, tmp_path, caplog):
     Path.chmod(path, 0o644)
     read_key(path)
     assert "chmod 600" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes as on POSIX")
+@pytest.mark.parametrize("which", ["", "allowed"])
+def test_an_allow_list_that_others_can_write_is_warned_of(folder, caplog, which):
+    read_pair(folder)
+    assert caplog.text == ""
+    (folder / which).chmod(0o770)
+    read_pair(folder)
+    assert f"can write into {folder / which}, and so let anybody in" in caplog.text
+
+
+def test_a_key_file_is_left_behind_only_where_it_lets_somebody_in(folder, tmp_path):
+    for path in (folder / "allowed").iterdir():
+        path.unlink()
+    (folder / "allowed").rmdir()
+    (folder / "allowed").touch()
+    with pytest.raises(OutputError, match="cannot make"):
+        add_key(folder, "third", tmp_path / "third.key")
+    assert not (tmp_path / "third.key").exists()
