@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -167,7 +168,7 @@ class Inlet:
         for each in (self._socket, self._monitor, self._wake_out):
             poller.register(each, zmq.POLLIN)
         while not self._closing:
-            ready = dict(poller.poll(None if self.connected else _TICK_MS))
+            ready = dict(poller.poll(self._patience_ms()))
             if self._wake_out.fileno() in ready:
                 self._wake_out.recv(4096)
             while self._requests:
@@ -176,6 +177,14 @@ class Inlet:
             if self._socket in ready:
                 self._receive()
             self._look_at_the_clock()
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for something to happen."""
+        if self.connected:
+            return None
+        if self._until_s is None or self.failure is not None:
+            return _TICK_MS
+        return max(0, min(_TICK_MS, math.ceil(1e3 * (self._until_s - _PROBE_S - time.monotonic()))))
 
     def _receive(self) -> None:
         """Hand over what is there, but look up now and then."""

@@ -28,7 +28,7 @@ QUEUE_LIMIT = 10_000
 """Messages that wait to be read in lossless mode. The socket is then left to fill up, and the publisher to drop."""
 BYTES_LIMIT = 64 << 20
 """The same in bytes, in both modes."""
-CONNECT_S = 0.95
+CONNECT_S = 0.9
 
 _TOPICS_LIMIT = 3 * SOURCES_LIMIT
 
