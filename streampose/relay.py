@@ -142,10 +142,10 @@ class Relay:
                     return True
         return False
 
-    def release(self, branch: _Branch) -> list[str]:
-        """Let others have the sources of a branch; returns them."""
+    def release(self, branch: _Branch, only: str | None = None) -> list[str]:
+        """Let others have the sources of a branch, or one of them; returns those that it had."""
         with self._lock:
-            mine = [source for source, owner in self._owners.items() if owner is branch]
+            mine = [source for source, owner in self._owners.items() if owner is branch and only in (None, source)]
             for source in mine:
                 del self._owners[source]
             return mine
@@ -194,9 +194,13 @@ class _Branch:
             self._state = state
             log.info("%s: %s", self.endpoint, state)
         if state != "connected" and silent:
-            for source in self._relay.release(self):
-                status = Status(schema=SCHEMA, run_id=self._runs[source], source=source, state="offline")
-                self._relay.pass_on(encode_status(status))
+            self._give_up()
+
+    def _give_up(self, only: str | None = None) -> None:
+        """Tell that all sources of this branch, or one of them, do not come from here any more."""
+        for source in self._relay.release(self, only):
+            status = Status(schema=SCHEMA, run_id=self._runs[source], source=source, state="offline")
+            self._relay.pass_on(encode_status(status))
 
     def look(self, looks: Iterable[bytes]) -> None:
         """Ask for the pictures that somebody downstream looks at."""
@@ -235,6 +239,7 @@ class _Branch:
             self._leave_out(source, f"with the relay's name before it, it is longer than {NAME_LIMIT} characters")
         elif self._relay.is_echo(source, header.run_id, self):
             self._leave_out(source, "it is a source of this relay, come back; relays should not collect in a ring")
+            self._give_up(source)  # it may have come back before it came, after this relay was started again
         elif not self._relay.claim(source, self):
             owner = self._relay.sources.get(source, "others, too many")
             self._leave_out(source, f"it comes from {owner} already; name one of them: --connect NAME={self.endpoint}")

@@ -46,14 +46,23 @@ def publisher():
 
 
 @pytest.fixture
-def fake():
-    """A bound XPUB socket that sends what it is told to, and its endpoint."""
+def make_fake():
+    """make_fake() -> a bound XPUB socket that sends what it is told to, and its endpoint."""
     context = zmq.Context()
-    made = context.socket(zmq.XPUB)
-    made.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
-    made.bind_to_random_port("tcp://127.0.0.1")
-    yield made, made.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def make():
+        made = context.socket(zmq.XPUB)
+        made.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
+        made.bind_to_random_port("tcp://127.0.0.1")
+        return made, made.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    yield make
     context.destroy(0)
+
+
+def wait_for_subscriber(sender):
+    while sender.recv() != b"\x01status.":
+        pass
 
 
 def test_streams_of_two_machines_arrive_at_one_endpoint(make_relay):
@@ -124,10 +133,10 @@ def test_a_source_of_two_machines_is_taken_from_one(make_relay, publisher, caplo
     assert "--connect NAME=" in caplog.text
 
 
-def test_what_a_later_version_adds_passes_whatever_it_is(make_relay, fake):
+def test_what_a_later_version_adds_passes_whatever_it_is(make_relay, make_fake):
     """Fields that this version does not know are no reason to stop: bytes, odd keys, times out of range, text that is
     none. A field whose name is none is refused."""
-    sender, endpoint = fake
+    sender, endpoint = make_fake()
     relay, relayed = make_relay(Upstream(endpoint, "left"))
     topic, header, blob = encode_pose(make_frame(), run_id="r", seq=0)
     assert header[:2] == b"\xde\x00"  # a map, and its length in one byte
@@ -140,8 +149,7 @@ def test_what_a_later_version_adds_passes_whatever_it_is(make_relay, fake):
     ]
     with Subscriber(relayed, "lossless") as stream:
         wait_until(lambda: stream.heard_s)
-        while sender.recv() != b"\x01status.":
-            pass
+        wait_for_subscriber(sender)
         for seq, value in enumerate([b"\x01", *odd]):
             known = encode_pose(make_frame(seq), run_id="r", seq=seq)[1]
             longer = b"\xde\x00" + bytes([known[2] + 1]) + known[3:]
@@ -162,6 +170,22 @@ def test_relays_in_a_ring_pass_nothing_twice(make_relay, publisher, caplog):
             assert set(got) == {"cam"}
             assert set(here.sources) == {"cam"}
             assert set(there.sources) == {"here.cam"}
+
+
+def test_what_came_back_before_it_came_is_given_up(make_relay, make_fake):
+    """A relay of a ring was started again: the other one greets it with what it had from it before."""
+    (publisher, publisher_at), (other, other_at) = make_fake(), make_fake()
+    relay, endpoint = make_relay(Upstream(publisher_at), Upstream(other_at, "there"))
+    for sender in (publisher, other):
+        wait_for_subscriber(sender)
+    with Subscriber(endpoint) as stream:
+        other.send_multipart(encode_pose(make_frame(0, "here.cam"), run_id="r", seq=0))
+        assert stream.receive(WAIT_S).source == "there.here.cam"
+        publisher.send_multipart(encode_pose(make_frame(1, "cam"), run_id="r", seq=1))
+        assert stream.receive(WAIT_S).source == "cam"
+        other.send_multipart(encode_pose(make_frame(1, "here.cam"), run_id="r", seq=1))
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"there.here.cam": "offline"})
+    assert set(relay.sources) == {"cam"}
 
 
 def test_a_name_that_grows_too_long_is_said(make_relay, publisher, caplog):

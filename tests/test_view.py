@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import ssl
 import struct
 import subprocess
 import sys
@@ -375,6 +376,37 @@ def test_the_command_shows_the_token_that_it_made(given):
         process.terminate()
         assert (token or given[1]) not in process.communicate(timeout=WAIT_S)[1]
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_by_tls_when_there_is_a_certificate(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trust = ssl.create_default_context(cafile=certificate)
+    with (
+        Cameras("a") as cameras,
+        serving(cameras.publisher.endpoint, token="a-token-of-some-length", certificate=certificate,
+                certificate_key=key) as address,
+    ):  # fmt: skip
+        assert address.startswith("https://")
+        assert "a-token" not in address
+        port = int(address.split(":")[2].strip("/"))
+        connection = http.client.HTTPSConnection("localhost", port, timeout=WAIT_S, context=trust)
+        connection.request("GET", "/?token=a-token-of-some-length")
+        cookie = connection.getresponse().getheader("set-cookie")
+        connection.close()
+        assert "Secure" in cookie
+        headers = {"Cookie": cookie.split(";")[0]}
+        with websockets.connect(
+            f"wss://localhost:{port}/stream", ssl=trust, additional_headers=headers, close_timeout=1
+        ) as stream:
+            wait_until(lambda: "a" in {camera["source"] for camera in json.loads(stream.recv(WAIT_S))["cameras"]})
+    with pytest.raises(UsageError, match="the certificate cannot be used"):
+        server.serve("tcp://127.0.0.1:1", threading.Event(), print, port=0, certificate=key, certificate_key=key)
 
 
 def test_no_other_site_gets_in():
