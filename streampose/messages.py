@@ -57,7 +57,7 @@ class PoseHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         run_id: another one each time a publisher starts.
         seq: 0, 1, ... over the messages of this topic and run; a gap is loss, a number once more a repetition.
         source: name of the source.
-        epoch: +1 at each reconnect of the source.
+        epoch: +1 at each reconnect, stall and change of size of the source.
         frame_index: number of the frame as decoded from the source.
         pts_s: presentation time of the frame, seconds from the start of the source.
         captured_ns: when the frame was captured: the publishing machine's monotonic clock, nanoseconds.
@@ -126,7 +126,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of the protocol.
         run_id: as in `pose`.
         source: name of the source.
-        state: online; stalled: open, but without frames for two seconds; offline: lost; ended: at its end.
+        state: online; stalled: open, but without a frame for a second, or for four intervals of a slow source; offline:
+            lost; ended: at its end.
     """
 
     schema: Integer

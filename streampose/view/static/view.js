@@ -112,7 +112,7 @@ class Camera {
       size: `${frame.width} × ${frame.height}`,
       model: this.hello?.model ?? "–",
       skeleton: this.hello?.skeleton ?? "–",
-      connection: frame.epoch + 1,
+      epoch: frame.epoch,
       clock: frame.clock,
     };
     const lines = Object.entries(facts ?? {}).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", String(value))]);
