@@ -41,7 +41,7 @@ class Reception:
         endpoint: str,
         mode: Mode,
         source: str | None,
-        key: Path | SubscriberKey | None,
+        key: str | Path | SubscriberKey | None,
         connect_s: float | None,
         silent_s: float | None,
         smooth: Smoothing | None,
@@ -71,7 +71,7 @@ class Reception:
         suffix = "" if source is None else source
         self._inlet = Inlet(
             endpoint,
-            key=read_key(key) if isinstance(key, Path) else key,
+            key=read_key(Path(key)) if isinstance(key, str | Path) else key,
             topics=[*(f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")), b"heartbeat"],
             put=self._put,
             tell=self._changed,

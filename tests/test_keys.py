@@ -65,9 +65,10 @@ def fail(endpoint, **kwargs):
 
 def test_those_with_a_key_get_in(secured, tmp_path):
     for name in ("tablet", "robot"):
-        with Subscriber(secured.endpoint, key=tmp_path / f"{name}.key") as stream:
-            assert stream.receive(WAIT_S).source == "cam"
-            assert stream.connected
+        for key in (tmp_path / f"{name}.key", str(tmp_path / f"{name}.key"), read_key(tmp_path / f"{name}.key")):
+            with Subscriber(secured.endpoint, key=key) as stream:
+                assert stream.receive(WAIT_S).source == "cam"
+                assert stream.connected
 
 
 def test_no_key_is_an_error_that_says_so(secured):
