@@ -34,6 +34,9 @@ class Sink(Protocol):
     def close(self) -> None:
         """Finish the file."""
 
+    def discard(self) -> None:
+        """Close it, and leave nothing behind."""
+
 
 class JsonlSink:
     """Lines of people.jsonl, with all that is known of a frame besides; poses only."""
@@ -48,6 +51,10 @@ class JsonlSink:
     def close(self) -> None:
         self._writer.close()
 
+    def discard(self) -> None:
+        self._writer.close()
+        self._writer.path.unlink(missing_ok=True)
+
 
 class ParquetSink:
     """A parquet file, which is whole only when it is closed; until then there is a journal beside it.
@@ -61,7 +68,12 @@ class ParquetSink:
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         self._journal = JournalWriter(journal_of(path))
-        self._writer = ParquetWriter(self._part)
+        try:
+            self._writer = ParquetWriter(self._part)
+        except BaseException:
+            self._journal.close()
+            self._journal.path.unlink()
+            raise
         self._rows = ROWS
         self._items: list[Item] = []
         self._worker = ThreadPoolExecutor(1, "parquet")
@@ -81,6 +93,11 @@ class ParquetSink:
         self._writer.close()
         self._part.replace(self._path)
         self._journal.path.unlink()
+
+    def discard(self) -> None:
+        self._items.clear()
+        self.close()
+        self._path.unlink(missing_ok=True)
 
     def _hand_over(self) -> None:
         self._finish_work()
@@ -145,7 +162,11 @@ class Recorder:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
         topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
-        self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
+        try:
+            self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
+        except BaseException:
+            sink.discard()
+            raise
 
     def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
         """Record until `stop` is set, `count` frames came, or `seconds` went by.
@@ -178,7 +199,10 @@ class Recorder:
     ) -> None:
         self._inlet.close()
         with suppress(OutputError) if self._error is not None else nullcontext():
-            self._sink.close()
+            if isinstance(error, StreamError) and not self.frames:
+                self._sink.discard()  # we were not let in
+            else:
+                self._sink.close()
 
     def _put(self, parts: list[bytes]) -> None:
         """Record a message; called by the inlet's thread."""

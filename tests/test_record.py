@@ -225,16 +225,20 @@ def test_a_table_with_holes_or_other_types_is_none_of_ours(publisher, tmp_path, 
             entries(tmp_path / "other.parquet")
 
 
-def test_who_is_not_let_in_is_told(tmp_path):
+@pytest.mark.parametrize("form", FORMATS)
+def test_who_is_not_let_in_is_told_and_nothing_is_left_behind(tmp_path, form):
     add_key(tmp_path / "keys", "one", tmp_path / "one.key")
     add_key(tmp_path / "other", "two", tmp_path / "two.key")
     wrong = dataclasses.replace(read_key(tmp_path / "two.key"), publisher=read_key(tmp_path / "one.key").publisher)
     with (
         Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as publisher,
-        Recorder(publisher.endpoint, open_sink(tmp_path / "session.jsonl"), key=wrong) as recorder,
         pytest.raises(KeyRefusedError),
+        Recorder(publisher.endpoint, open_sink(tmp_path / f"session.{form}"), key=wrong) as recorder,
     ):
         recorder.record(threading.Event(), seconds=WAIT_S)
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        Recorder("nowhere", open_sink(tmp_path / f"session.{form}"))
+    assert not list(tmp_path.glob("session*"))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +250,13 @@ def test_what_cannot_be_recorded_into(tmp_path, name, says):
         open_sink(tmp_path / name)
     with pytest.raises(OutputError, match="there is no folder"):
         open_sink(tmp_path / "missing" / "a.jsonl")
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_behind(tmp_path):
+    (tmp_path / "session.parquet.part").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        open_sink(tmp_path / "session.parquet")
+    assert not list(tmp_path.glob("*.journal"))
 
 
 def play(path, **kwargs):
