@@ -275,7 +275,7 @@ class Outlet:
                 self._stray = True
                 continue
             self._socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
-            if topic.startswith(b"picture."):
+            if topic.startswith(b"picture.") and (topic in self._lookers or len(self._lookers) < SOURCES_LIMIT):
                 self._lookers[topic] += 1 if wanted else -1
             if wanted:
                 asked.add(topic)

@@ -1,6 +1,7 @@
 """The client over real sockets: fresh in latest mode, exact about loss, and never silent about what is wrong."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -389,6 +390,48 @@ def test_asyncio_has_the_same_errors():
             assert time.monotonic() - began_s < PROMPT_S
 
     asyncio.run(read())
+
+
+def test_asyncio_loses_nothing_when_a_wait_is_cancelled(publisher):
+    """Waits are given up at odd moments, before and after a frame has come for them."""
+
+    async def read():
+        got = []
+        async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
+            with Talk(publisher, hz=500):
+                for turn in range(200):
+                    waiting = asyncio.create_task(stream.receive(WAIT_S))
+                    for _ in range(turn % 4):
+                        await asyncio.sleep(0)
+                    waiting.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        got.append(await waiting)
+                    if turn % 2:
+                        got.append(await stream.receive(WAIT_S))
+            return [frame.frame_index for frame in got]
+
+    numbers = asyncio.run(read())
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_asyncio_cleans_up_when_its_task_is_cancelled(publisher):
+    async def read():
+        started = asyncio.Event()
+
+        async def wait_for_ever():
+            async with streampose.AsyncSubscriber(publisher.endpoint) as stream:
+                started.set()
+                async for _ in stream:
+                    pass
+
+        task = asyncio.create_task(wait_for_ever())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(read())
+    assert not [thread for thread in threading.enumerate() if thread.name == "subscribe"]
 
 
 def test_asyncio_ends_a_waiting_reader(publisher):

@@ -432,6 +432,17 @@ def test_no_other_site_gets_in():
         assert image.shape == (*SIZE, 3)
 
 
+def test_there_is_a_limit_to_browsers(monkeypatch):
+    monkeypatch.setattr("streampose.view.app._BROWSERS_LIMIT", 1)
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
+        stream = address.replace("http", "ws") + "stream"
+        with websockets.connect(stream) as first:
+            first.recv(WAIT_S)
+            with websockets.connect(stream) as second, pytest.raises(ConnectionClosed, match="1013"):
+                second.recv(WAIT_S)
+            first.recv(WAIT_S)
+
+
 def test_mistakes_are_told():
     stop = threading.Event()
     with pytest.raises(UsageError, match="at least 12 characters"):
