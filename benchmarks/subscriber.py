@@ -5,7 +5,8 @@
 Joins: from making a `Subscriber` until it has hello, state and last pose of two sources. Errors: from making one until
 `receive` raises. Ages: how old (since `published_ns`) frames are that a reader takes five times a second out of 30.
 Replay (extra [record]): how much later than the most prompt one frames are published, of 2,500 frames at 8 times their
-pace, which is 240 frames a second. Everything on this machine, over TCP. Prints a table.
+pace, which is 240 frames a second. Before all that, what `Publisher.publish` costs its caller, alone and beside ten
+subscribers that never read, and the memory that these take once their queues are full. On this machine, over TCP.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -178,11 +181,68 @@ def measure_replay(people: int) -> list[float]:
     return [float(value) for value in late - late.min()]
 
 
+NEVER_READS = """
+import sys, zmq
+stream = zmq.Context().socket(zmq.SUB)
+stream.setsockopt(zmq.RCVHWM, 1)
+stream.connect(sys.argv[1])
+stream.subscribe(b"")
+stream.recv_multipart()
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def publish_us(publisher: Publisher, count: int) -> list[float]:
+    """What `publish` costs whoever calls it, at 1,000 frames a second of ten people."""
+    frame, times = make_frame(10), []
+    due = time.monotonic()
+    for index in range(count):
+        due += 0.001
+        time.sleep(max(0.0, due - time.monotonic()))
+        began_ns = time.perf_counter_ns()
+        publisher.publish(dataclasses.replace(frame, frame_index=index))
+        times.append((time.perf_counter_ns() - began_ns) / 1e3)
+    return times
+
+
+def measure_idlers() -> None:
+    """Print what `publish` costs, and how much memory it takes, before and while ten subscribers do not read."""
+    with Publisher("tcp://127.0.0.1:*", model="lite") as publisher:
+        publish_us(publisher, 1000)
+        before = publish_us(publisher, 5000)
+        idlers = [
+            subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
+            for _ in range(10)
+        ]
+        for idler in idlers:
+            assert idler.stdout is not None
+            idler.stdout.readline()
+        publish_us(publisher, 15000)  # fills their queues, and the kernel's
+        begin_mb = memory_mb()
+        beside = publish_us(publisher, 5000)
+        publish_us(publisher, 15000)
+        grown_mb = memory_mb() - begin_mb
+        for idler in idlers:
+            idler.kill()
+            idler.communicate()
+    for name, times in (("alone", before), ("beside ten that never read", beside)):
+        p50, p99 = np.percentile(times, [50, 99])
+        print(f"publish, {name}: {p50:.0f} us, p99 {p99:.0f}")
+    print(f"memory after 20,000 frames more than when their queues were full: {grown_mb:+.1f} MB")
+
+
+def memory_mb() -> float:
+    """What this process has in memory, megabytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the begin")
+    measure_idlers()
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, talking(publisher, "a", "b"):
         for source in ("a", "b"):
             publisher.set_state(source, "online")
