@@ -3,19 +3,26 @@
     python benchmarks/stream.py [--messages 300] [--rate 60] [--out FILE]
 
 First encode and decode times for 1, 10 and 50 people. Then the time from just before a message is encoded to its
-arrival, undecoded, at 1, 10 and 50 subscribers in two other processes (which share this machine's cores), over TCP on
-this machine. The three ways take turns, message by message, over one XPUB socket, so that noise hits them alike. Prints
-tables and, with --out, writes the figures as JSON.
+arrival, undecoded, at 1, 10 and 50 plain sockets in two other processes (which share this machine's cores), over TCP on
+this machine; all three ways through the publisher's own outlet: its queue, its thread, its XPUB socket. `client` is the
+whole way: from `Publisher.publish` to the return of `Subscriber.receive` with a decoded and checked frame, at as many
+subscribers, with two threads each. The three take turns, message by message, so that noise hits them alike; `client`
+comes after them, since decoding everywhere would be in the way of whoever has the next turn. Prints tables and, with
+--out, writes the figures as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
+import multiprocessing.process
+import os
 import pickle
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -27,12 +34,16 @@ from rich.console import Console
 from rich.table import Table
 
 from streampose.messages import Parts
+from streampose.outlet import Outlet
+from streampose.publish import Publisher
+from streampose.subscribe import Subscriber
 from streampose.types import Pose, PoseFrame
 from streampose.wire import decode, encode_pose
 
 PEOPLE = (1, 10, 50)
 SUBSCRIBERS = (1, 10, 50)
 PROCESSES = 2
+CLIENT = "client"
 WARM_UP = 20
 
 
@@ -111,8 +122,9 @@ def measure_codecs() -> list[dict[str, object]]:
     return rows
 
 
-def subscribe(endpoint: str, count: int, messages: int, answer: Connection) -> None:
-    """A process with `count` subscribers, which answers with all latencies by way, in nanoseconds."""
+def subscribe(endpoint: str, clients: str, count: int, messages: int, answer: Connection) -> None:
+    """A process with `count` sockets and as many subscribers; it answers with all latencies by way, in nanoseconds."""
+    found: dict[str, list[int]] = {way: [] for way in (*WAYS, CLIENT)}
     context = zmq.Context()
     poller = zmq.Poller()
     left: dict[zmq.Socket[bytes], int] = {}
@@ -123,66 +135,82 @@ def subscribe(endpoint: str, count: int, messages: int, answer: Connection) -> N
         socket.subscribe(b"")
         poller.register(socket, zmq.POLLIN)
         left[socket] = messages * len(WAYS)
+    streams = [Subscriber(clients, "lossless", connect_s=None) for _ in range(count)]
+    threads = [threading.Thread(target=receive, args=(stream, messages, found[CLIENT])) for stream in streams]
     waiting: set[zmq.Socket[bytes] | None] = set(left)
-    found: dict[str, list[int]] = {way: [] for way in WAYS}
     while left:
-        for socket, _ in poller.poll():
-            way, stamp, *_ = socket.recv_multipart()
+        for socket, _ in poller.poll(10):
+            topic, _, blob = socket.recv_multipart()
             now_ns = time.monotonic_ns()
-            if way == b"ready":
-                waiting.discard(socket)
-                if not waiting:
-                    answer.send("ready")
-                    waiting = {None}  # once is enough
-                continue
-            found[way.decode()].append(now_ns - int(stamp))
-            left[socket] -= 1
-            if not left[socket]:
-                poller.unregister(socket)
-                del left[socket]
+            waiting.discard(socket)
+            if topic.decode() in WAYS:
+                found[topic.decode()].append(now_ns - int.from_bytes(blob[-8:], "little"))
+                left[socket] -= 1
+                if not left[socket]:
+                    poller.unregister(socket)
+                    del left[socket]
+        if not waiting and all(stream.heard_s for stream in streams):
+            answer.send("ready")
+            waiting = {None}  # once is enough
+            for thread in threads:
+                thread.start()
+    for thread, stream in zip(threads, streams, strict=True):
+        thread.join()
+        stream.close()
     context.destroy(0)
     answer.send({way: latencies[WARM_UP * count :] for way, latencies in found.items()})
+
+
+def receive(stream: Subscriber, messages: int, found: list[int]) -> None:
+    """Take so many frames, and note how old they are."""
+    for _ in range(messages):
+        frame = stream.receive(60)
+        assert frame is not None
+        found.append(time.monotonic_ns() - frame.captured_ns)
 
 
 def measure_latency(people: int, subscribers: int, messages: int, rate_hz: float) -> list[dict[str, object]]:
     """p50 and p99 of each way, from before encoding to the arrival of the message."""
     frame = make_frame(people)
-    context = zmq.Context()
-    socket = context.socket(zmq.XPUB)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    shares = [subscribers // PROCESSES + (i < subscribers % PROCESSES) for i in range(PROCESSES)]
-    spawn = multiprocessing.get_context("spawn")
-    readers = []
-    for share in filter(None, shares):
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=subscribe, args=(f"tcp://127.0.0.1:{port}", share, messages, theirs))
-        process.start()
-        readers.append((process, ours))
-    waiting = [ours for _, ours in readers]
-    while waiting:
-        socket.send_multipart([b"ready", b""])
-        waiting = [ours for ours in waiting if not ours.poll(0.02)]
-    for _, ours in readers:
-        ours.recv()
-    due = time.monotonic()
-    for _ in range(messages):
-        for way, (encode, _) in WAYS.items():
+    found: dict[str, list[int]] = {way: [] for way in (*WAYS, CLIENT)}
+    with Outlet("tcp://127.0.0.1:*") as outlet, Publisher("tcp://127.0.0.1:*", model="lite") as publisher:
+        readers = start_readers(outlet.endpoint, publisher.endpoint, subscribers, messages)
+        due = time.monotonic()
+        for way in [*WAYS] * messages + [CLIENT] * messages:
             due += 1 / rate_hz
             time.sleep(max(0.0, due - time.monotonic()))
             stamp = time.monotonic_ns()
-            socket.send_multipart([way.encode(), str(stamp).encode(), *encode(frame)])
-    found: dict[str, list[int]] = {way: [] for way in WAYS}
-    for process, ours in readers:
-        for way, latencies in ours.recv().items():
-            found[way] += latencies
-        process.join()
-    context.destroy(0)
+            if way == CLIENT:
+                publisher.publish(dataclasses.replace(frame, captured_ns=stamp))
+            else:
+                _, header, blob = WAYS[way][0](frame)
+                outlet.send((way.encode(), header, blob + stamp.to_bytes(8, "little")))
+        for process, ours in readers:
+            for way, latencies in ours.recv().items():
+                found[way] += latencies
+            process.join()
     rows = []
     for way, latencies in found.items():
         p50, p99 = np.percentile(latencies, [50, 99]) / 1e6
         rows.append({"people": people, "subscribers": subscribers, "way": way, "p50_ms": p50, "p99_ms": p99})
     return rows
+
+
+def start_readers(
+    endpoint: str, clients: str, subscribers: int, messages: int
+) -> list[tuple[multiprocessing.process.BaseProcess, Connection]]:
+    """Processes whose sockets and subscribers, so many in all, are connected."""
+    spawn = multiprocessing.get_context("spawn")
+    readers = []
+    for share in (subscribers // PROCESSES + (i < subscribers % PROCESSES) for i in range(PROCESSES)):
+        if share:
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=subscribe, args=(endpoint, clients, share, messages, theirs))
+            process.start()
+            readers.append((process, ours))
+    for _, ours in readers:
+        ours.recv()
+    return readers
 
 
 def show(title: str, rows: list[dict[str, object]]) -> None:
@@ -197,16 +225,18 @@ def show(title: str, rows: list[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=60, help="messages a second, all ways together")
+    parser.add_argument("--rate", type=float, default=60, help="messages a second, of all ways together")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     codecs = measure_codecs()
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the begin")
     show("Encode and decode, median", codecs)
     latencies = []
     for people in PEOPLE:
         for subscribers in SUBSCRIBERS:
             latencies += measure_latency(people, subscribers, options.messages, options.rate)
     show("From before encoding to arrival, all subscribers", latencies)
+    print(f"load average {os.getloadavg()[0]:.1f} at the end")
     if options.out is not None:
         machine = {"python": platform.python_version(), "zeromq": zmq.zmq_version(), "machine": platform.machine()}
         options.out.write_text(json.dumps({"machine": machine, "codecs": codecs, "latencies": latencies}, indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.errors import OutputError, UsageError
-from streampose.jsonl import PIXEL_DIGITS, SCORE_DIGITS, to_line
+from streampose.jsonl import PIXEL_DIGITS, SCORE_DIGITS
 from streampose.messages import Hello
-from streampose.recording import Entry, Item, read_recording, source_of
+from streampose.recording import Entry, Item, read_recording, source_of, to_recorded_line
 from streampose.skeleton import COCO17, POSETRACK, SKELETONS
 from streampose.types import Pose, PoseFrame
 
@@ -25,10 +26,11 @@ log = logging.getLogger(__name__)
 FORMATS = ("csv", "coco", "posetrack", "jsonl", "parquet")
 _EARS = [POSETRACK.joints.index(name) for name in ("left_ear", "right_ear")]
 
+_CSV_ENTRY = ("received_ns", "run_id", "seq")
 _CSV_FRAME = (
-    "received_ns", "source", "epoch", "frame_index", "pts_s", "captured_ns", "published_ns", "dropped", "missed",
+    "source", "epoch", "frame_index", "pts_s", "captured_ns", "published_ns", "width", "height", "dropped", "missed",
 )  # fmt: skip
-_CSV_PERSON = ("track_id", "person_score", "box_x1", "box_y1", "box_x2", "box_y2")
+_CSV_PERSON = ("track_id", "person_score", "filled", "box_x1", "box_y1", "box_x2", "box_y2")
 
 Array = NDArray[np.float32]
 
@@ -91,7 +93,7 @@ def _write_parquet(items: Iterable[Item], out: Path) -> None:
 def _write_jsonl(items: Iterable[Item], file: IO[str]) -> None:
     for item in items:
         if isinstance(item, Entry):
-            file.write(to_line(item.frame, with_missed=True, extra={"run_id": item.run_id, "seq": item.seq}).decode())
+            file.write(to_recorded_line(item).decode())
 
 
 def _write_csv(items: Iterable[Item], file: IO[str]) -> None:
@@ -110,16 +112,16 @@ def _write_csv(items: Iterable[Item], file: IO[str]) -> None:
         if joints is None:
             joints = named
             columns = [f"{joint}_{part}" for joint in joints for part in ("x", "y", "score")]
-            writer.writerow([*_CSV_FRAME, *_CSV_PERSON, *columns])
+            writer.writerow([*_CSV_ENTRY, *_CSV_FRAME, *_CSV_PERSON, *columns])
         if named != joints:
             raise UsageError("the recording has sources of different skeletons; export them one by one with --source")
-        start = [getattr(frame, name) for name in _CSV_FRAME[1:]]
+        start = [getattr(item, name) for name in _CSV_ENTRY] + [getattr(frame, name) for name in _CSV_FRAME]
         for pose in frame.people:
             box = np.round(pose.box.astype(float), PIXEL_DIGITS).tolist()
             points = _rounded(pose.keypoints).ravel().tolist()
-            writer.writerow([item.received_ns, *start, pose.track_id, _score(pose), *box, *points])
+            writer.writerow([*start, pose.track_id, _score(pose), int(pose.filled), *box, *points])
         if not frame.people:
-            writer.writerow([item.received_ns, *start, *[""] * (len(_CSV_PERSON) + 3 * len(joints))])
+            writer.writerow([*start, *[""] * (len(_CSV_PERSON) + 3 * len(joints))])
 
 
 def _joints(frame: PoseFrame, hellos: dict[str, Hello]) -> tuple[str, ...]:
@@ -153,13 +155,14 @@ def _name_files(runs: dict[tuple[str, str], list[PoseFrame]], out: Path) -> Iter
         return
     seen: dict[str, int] = {}
     for (source, _), frames in runs.items():
-        seen[source] = seen.get(source, 0) + 1
-        again = f"-run{seen[source]}" if seen[source] > 1 else ""
-        yield out.with_stem(f"{out.stem}-{source.replace('/', '_')}{again}"), frames
+        name = re.sub(r"[/\\]", "_", source)
+        seen[name] = seen.get(name, 0) + 1
+        again = f"-run{seen[name]}" if seen[name] > 1 else ""
+        yield out.with_stem(f"{out.stem}-{name}{again}"), frames
 
 
 def to_coco(frames: Iterable[PoseFrame]) -> list[dict[str, Any]]:
-    """COCO keypoint results of the frames of one run; `track_id` is added to COCO's fields.
+    """COCO keypoint results of the frames of one run; `track_id`, and `filled` where true, are added to COCO's fields.
 
     Raises:
         UsageError: the skeleton is not COCO's.
@@ -177,6 +180,7 @@ def to_coco(frames: Iterable[PoseFrame]) -> list[dict[str, Any]]:
                     "score": _score(pose),
                     "bbox": _xywh(pose.box),
                     "track_id": pose.track_id,
+                    **_filled(pose),
                 }
             )
     return results
@@ -219,6 +223,7 @@ def to_posetrack(frames: Iterable[PoseFrame]) -> dict[str, Any]:
                     "scores": np.round(scores.astype(float), SCORE_DIGITS).tolist(),
                     "score": _score(pose),
                     "bbox": _xywh(pose.box),
+                    **_filled(pose),
                 }
             )
     categories = [{"supercategory": "person", "id": 1, "name": "person", "keypoints": list(POSETRACK.joints)}]
@@ -249,6 +254,11 @@ def _rounded(points: Array) -> NDArray[np.float64]:
 def _xywh(box: Array) -> list[float]:
     x1, y1, x2, y2 = box.astype(float).tolist()
     return [round(value, PIXEL_DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)]
+
+
+def _filled(pose: Pose) -> dict[str, bool]:
+    """Says of a pose that nobody estimated it, where that is so."""
+    return {"filled": True} if pose.filled else {}
 
 
 def _score(pose: Pose) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -52,8 +53,9 @@ class Inlet:
         endpoint: `tcp://HOST:PORT` of the publisher, which need not be there yet.
         key: for a publisher that wants one.
         topics: beginnings of the topics to receive.
-        put: gets the parts of each message, unchecked; while it blocks, nothing is received.
-        tell: called whenever `connected` or `failure` changes.
+        put: gets the parts of each message, unchecked; while it blocks, nothing is received. It may be called before
+            the constructor has returned.
+        tell: gets this inlet whenever `connected` or `failure` changes; as early as `put`.
         connect_s: after so many seconds without a first connection, `failure` becomes a NoPublisherError; None: never.
 
     Attributes:
@@ -73,7 +75,7 @@ class Inlet:
         key: SubscriberKey | None,
         topics: Iterable[bytes],
         put: Callable[[list[bytes]], None],
-        tell: Callable[[], None],
+        tell: Callable[[Inlet], None] | None = None,
         connect_s: float | None = None,
     ) -> None:
         self._where = to_connect_to(endpoint)
@@ -83,7 +85,7 @@ class Inlet:
         self.failure: StreamError | None = None
         self._key = key
         self._put = put
-        self._tell = tell
+        self._on_change = tell
         self._until_s = None if connect_s is None else time.monotonic() + connect_s
         self._lock = threading.Lock()
         self._asked = {bytes(topic) for topic in topics}
@@ -91,6 +93,7 @@ class Inlet:
         self._refusals = 0
         self._again_at: float | None = None
         self._closing = False
+        self._faulty = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XSUB)
         self._monitor = self._open()
@@ -165,7 +168,7 @@ class Inlet:
         for each in (self._socket, self._monitor, self._wake_out):
             poller.register(each, zmq.POLLIN)
         while not self._closing:
-            ready = dict(poller.poll(None if self.connected else _TICK_MS))
+            ready = dict(poller.poll(self._patience_ms()))
             if self._wake_out.fileno() in ready:
                 self._wake_out.recv(4096)
             while self._requests:
@@ -174,6 +177,14 @@ class Inlet:
             if self._socket in ready:
                 self._receive()
             self._look_at_the_clock()
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for something to happen."""
+        if self.connected:
+            return None
+        if self._until_s is None or self.failure is not None:
+            return _TICK_MS
+        return max(0, min(_TICK_MS, math.ceil(1e3 * (self._until_s - _PROBE_S - time.monotonic()))))
 
     def _receive(self) -> None:
         """Hand over what is there, but look up now and then."""
@@ -184,7 +195,12 @@ class Inlet:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._put(parts)
+            try:
+                self._put(parts)
+            except Exception:  # a fault of ours: one message is lost by it, but not all that follow
+                if not self._faulty:
+                    log.exception("a message from %s could not be taken; more are left out in silence", self.endpoint)
+                self._faulty = True
 
     def _follow_all(self) -> None:
         while self._monitor.poll(0):
@@ -237,11 +253,15 @@ class Inlet:
             self._socket.disconnect(str(self._where))
             self._socket.connect(str(self._where))
         if self._until_s is not None and now_s >= self._until_s - _PROBE_S and self.failure is None:
-            why = _describe(self._where)
+            why = explain(self._where)
             self._follow_all()
             if not self.connected and self.failure is None:
                 self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {why}"))
             self._until_s = None
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self)
 
     def _fail(self, failure: StreamError) -> None:
         if str(failure) != str(self.failure):
@@ -249,8 +269,8 @@ class Inlet:
             self._tell()
 
 
-def _describe(where: Endpoint) -> str:
-    """Why there is no connection."""
+def explain(where: Endpoint) -> str:
+    """Why there is no connection to an endpoint; takes a third of a second at most, and the resolver's time."""
     try:
         mechanism = read_mechanism(where, _PROBE_S, strict=True)
     except TimeoutError:

@@ -84,7 +84,8 @@ def read_journal(path: Path) -> Iterator[Record]:
     """
     try:
         with path.open("rb") as file:
-            if file.read(len(_HEAD)) != _HEAD:
+            begin = file.read(len(_HEAD))
+            if begin != _HEAD and not (len(begin) < len(_HEAD) and _HEAD.startswith(begin)):
                 raise UsageError(f"{path} is not a journal of streampose record")
             while head := file.read(_FRAME.size):
                 length, checksum = _FRAME.unpack(head) if len(head) == _FRAME.size else (_RECORD_LIMIT + 1, 0)

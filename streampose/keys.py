@@ -90,6 +90,7 @@ def read_pair(folder: Path) -> KeyPair:
         raise UsageError(f"there are no keys in {folder}; make them with: streampose keys new NAME --keys {folder}")
     fields = _read(path)
     _warn_if_shared(path)
+    _warn_if_writable(folder)
     pair = KeyPair(_key(fields, "public", path), _key(fields, "secret", path))
     _check_pair(pair, path)
     return pair
@@ -117,7 +118,11 @@ def add_key(folder: Path, name: str, out: Path) -> SubscriberKey:
         f'name = "{name}"\npublic = "{pair.public}"\nsecret = "{pair.secret}"\npublisher = "{publisher.public}"\n'
     )
     _write(out, text, 0o600)
-    _allow(folder, name, pair.public)
+    try:
+        _allow(folder, name, pair.public)
+    except BaseException:
+        out.unlink(missing_ok=True)  # a key that lets nobody in
+        raise
     return SubscriberKey(name, pair, publisher.public)
 
 
@@ -220,13 +225,16 @@ def _make_publisher(folder: Path) -> KeyPair:
 def _allow(folder: Path, name: str, public: str) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        (folder / "allowed").mkdir(exist_ok=True)
+        (folder / "allowed").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {folder / 'allowed'}: {error.strerror}") from None
     part = folder / "allowed" / f".{name}.part"
-    part.unlink(missing_ok=True)
-    _write(part, f'public = "{public}"\nsince = "{since}"\n', 0o644)
-    part.rename(folder / "allowed" / f"{name}.pub")
+    try:
+        part.unlink(missing_ok=True)
+        _write(part, f'public = "{public}"\nsince = "{since}"\n', 0o644)
+        part.rename(folder / "allowed" / f"{name}.pub")
+    except OSError as error:
+        raise OutputError(f"cannot write {folder / 'allowed'}: {error.strerror}") from None
 
 
 def _new_pair() -> KeyPair:
@@ -274,3 +282,10 @@ def _check_pair(pair: KeyPair, path: Path) -> None:
 def _warn_if_shared(path: Path) -> None:
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         log.warning("%s can be read by others on this machine; chmod 600 it", path)
+
+
+def _warn_if_writable(folder: Path) -> None:
+    """Whoever can write into the allow list lets in whom he likes."""
+    for path in (folder, folder / "allowed"):
+        if os.name == "posix" and path.is_dir() and stat.S_IMODE(path.stat().st_mode) & 0o022:
+            log.warning("others on this machine can write into %s, and so let anybody in; chmod go-w it", path)

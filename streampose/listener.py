@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from streampose.endpoint import to_connect_to
 from streampose.errors import UsageError
+from streampose.inlet import explain
 from streampose.reception import Mode
 from streampose.smoothing import Smoothing
 from streampose.subscribe import Subscriber
@@ -72,7 +74,8 @@ class _Watch:
         silent_s = time.monotonic() - (heard_s or self._began_s)
         waiting = silent_s > (_LOST_S if heard_s else _SILENT_S)
         if waiting and not self._waiting:
-            log.info("waiting for a publisher at %s", self._stream.endpoint)
+            why = "" if self._stream.connected else f": {explain(to_connect_to(self._stream.endpoint))}"
+            log.info("waiting for a publisher at %s%s", self._stream.endpoint, why)
         self._waiting = waiting
         for source, hello in self._stream.hellos.items():
             text = f"{hello.width}x{hello.height}, {hello.skeleton}, model {hello.model}"

@@ -15,6 +15,8 @@ SCHEMA = 1
 PART_LIMIT = 1 << 20
 """Longest header or blob that is sent or read, bytes."""
 PEOPLE_LIMIT = 1000
+NAME_LIMIT = 200
+"""Longest name of a source, a run, a skeleton, a joint or a model, characters."""
 COORDINATE_LIMIT = 1e6
 """Boxes and joints lie within so many pixels of the frame's corner, on either side."""
 SOURCES_LIMIT = 1000
@@ -27,7 +29,7 @@ State = Literal["online", "stalled", "offline", "ended"]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Meta(ge=1, le=1 << 20)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_LIMIT)]
 Score = Annotated[float, Meta(ge=0.0, le=1.0)]
 Offsets = Annotated[tuple[Annotated[int, Meta(ge=-1000, le=1000)], ...], Meta(max_length=64)]
 Joint = Annotated[int, Meta(ge=0, le=511)]
@@ -55,7 +57,7 @@ class PoseHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         run_id: another one each time a publisher starts.
         seq: 0, 1, ... over the messages of this topic and run; a gap is loss, a number once more a repetition.
         source: name of the source.
-        epoch: +1 at each reconnect of the source.
+        epoch: +1 at each reconnect, stall and change of size of the source.
         frame_index: number of the frame as decoded from the source.
         pts_s: presentation time of the frame, seconds from the start of the source.
         captured_ns: when the frame was captured: the publishing machine's monotonic clock, nanoseconds.
@@ -124,7 +126,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of the protocol.
         run_id: as in `pose`.
         source: name of the source.
-        state: online; stalled: open, but without frames for two seconds; offline: lost; ended: at its end.
+        state: online; stalled: open, but without a frame for a second, or for four intervals of a slow source; offline:
+            lost; ended: at its end.
     """
 
     schema: Integer

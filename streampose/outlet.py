@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,9 @@ QUEUE_LIMIT = 1000
 HEARTBEAT_S = 1.0
 
 _REQUEST_LIMIT = 1024
+_REQUESTS = 1000
 _HANDSHAKE_MS = 5000
-_REVOKE_LOOK_S = 0.5
+_LOOK_S = 0.5
 _REBIND_S = 5.0
 _KEPT = (b"hello", b"status", b"pose")
 """Kinds of messages of which a new subscriber gets the last one of each source, in this order."""
@@ -76,8 +77,11 @@ class Outlet:
         self._last: dict[bytes, Parts] = {}
         self._dropped = 0
         self._looks: frozenset[bytes] = frozenset()
+        self._lookers: Counter[bytes] = Counter()
         self._on_looks: Callable[[frozenset[bytes]], None] | None = None
         self._closing = False
+        self._stray = False
+        self._unbound = False
         self._context = zmq.Context()
         self._gate: Gate | None = None
         try:
@@ -98,7 +102,7 @@ class Outlet:
     def _bind(self, where: Endpoint | str) -> zmq.Socket[bytes]:
         bound = self._context.socket(zmq.XPUB)
         bound.setsockopt(zmq.SNDHWM, QUEUE_LIMIT)
-        bound.setsockopt(zmq.XPUB_VERBOSE, 1)
+        bound.setsockopt(zmq.XPUB_MANUAL, 1)  # nobody gets anything before `_greet` has seen the subscription
         bound.setsockopt(zmq.MAXMSGSIZE, _REQUEST_LIMIT)
         bound.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         bound.setsockopt(zmq.IPV6, int("[" in str(where)))
@@ -189,9 +193,9 @@ class Outlet:
             if self._socket in ready:
                 self._greet()
             if time.monotonic() >= look_at:
-                look_at = time.monotonic() + (math.inf if self._gate is None else _REVOKE_LOOK_S)
-                if self._gate is not None and self._gate.has_revoked():
-                    self._begin_anew()
+                look_at = time.monotonic() + _LOOK_S
+                if why := self._why_anew():
+                    self._begin_anew(why)
                     poller = self._poller()
             if time.monotonic() >= beat_at:
                 self._beat()
@@ -209,24 +213,36 @@ class Outlet:
             poller.register(self._gate.socket, zmq.POLLIN)
         return poller
 
-    def _begin_anew(self) -> None:
+    def _why_anew(self) -> str:
+        """Why all connections have to end, "" where they need not."""
+        if self._gate is not None and self._gate.has_revoked():
+            return "a key was revoked"
+        if self._stray:
+            return "somebody sent what is no subscription, after which ZeroMQ cannot tell whose the next ones are"
+        return "the endpoint is free again" if self._unbound else ""
+
+    def _begin_anew(self, why: str) -> None:
         """End all connections, since ZeroMQ can end no single one; those still allowed come back by themselves."""
         self._socket.close(0)
-        until = time.monotonic() + _REBIND_S
+        self._stray = False
+        self._lookers.clear()
+        self._set_looks(frozenset())
+        until = time.monotonic() + (0 if self._unbound else _REBIND_S)  # the old socket goes in its own time
         while True:
             try:
                 self._socket = self._bind(self.endpoint)
-                break
-            except OutputError:
-                if time.monotonic() > until:
-                    log.error(
-                        "%s could not be bound again after a key was revoked; nothing is published", self.endpoint
-                    )
-                    self._socket = self._context.socket(zmq.XPUB)
-                    break
-                threading.Event().wait(0.005)
-        self._set_looks(frozenset())
-        log.info("a key was revoked: all subscribers have to connect again")
+            except OutputError as error:
+                if time.monotonic() < until:
+                    threading.Event().wait(0.005)
+                    continue
+                if not self._unbound:
+                    log.error("%s: %s; nothing is published until that is possible again", why, error)
+                self._socket = self._context.socket(zmq.XPUB)
+                self._unbound = True
+            else:
+                log.info("%s: all subscribers have to connect again", why)
+                self._unbound = False
+            return
 
     def _flush(self) -> None:
         while True:
@@ -248,20 +264,23 @@ class Outlet:
 
     def _greet(self) -> None:
         """Answer all new subscriptions at once with the last hellos, states and poses, and a heartbeat."""
-        looks, asked = set(self._looks), set()
-        while True:
+        asked = set()
+        for _ in range(_REQUESTS):
             try:
                 request = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            topic = request[1:]
-            if request[:1] == b"\x01":
+            topic, wanted = request[1:], request[:1] == b"\x01"
+            if request[:1] not in (b"\x00", b"\x01"):
+                self._stray = True
+                continue
+            self._socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
+            if topic.startswith(b"picture.") and (topic in self._lookers or len(self._lookers) < SOURCES_LIMIT):
+                self._lookers[topic] += 1 if wanted else -1
+            if wanted:
                 asked.add(topic)
-                if topic.startswith(b"picture."):
-                    looks.add(topic)
-            elif request[:1] == b"\x00":
-                looks.discard(topic)
-        self._set_looks(frozenset(looks))
+        self._lookers = +self._lookers
+        self._set_looks(frozenset(self._lookers))
         if not asked:
             return
         self.subscribed.set()

@@ -15,7 +15,7 @@ from streampose.errors import NoPublisherError, SchemaError, StreamError, UsageE
 from streampose.inlet import Inlet
 from streampose.keys import SubscriberKey, read_key
 from streampose.ledger import Ledger
-from streampose.messages import SOURCES_LIMIT, Heartbeat, Hello, PoseMessage, State, Status
+from streampose.messages import SOURCES_LIMIT, Hello, PoseMessage, State, Status
 from streampose.smoothing import Smoother, Smoothing
 from streampose.types import PoseFrame
 from streampose.wire import MessageError, OtherSchemaError, decode
@@ -28,7 +28,7 @@ QUEUE_LIMIT = 10_000
 """Messages that wait to be read in lossless mode. The socket is then left to fill up, and the publisher to drop."""
 BYTES_LIMIT = 64 << 20
 """The same in bytes, in both modes."""
-CONNECT_S = 0.95
+CONNECT_S = 0.9
 
 _TOPICS_LIMIT = 3 * SOURCES_LIMIT
 
@@ -41,7 +41,7 @@ class Reception:
         endpoint: str,
         mode: Mode,
         source: str | None,
-        key: Path | SubscriberKey | None,
+        key: str | Path | SubscriberKey | None,
         connect_s: float | None,
         silent_s: float | None,
         smooth: Smoothing | None,
@@ -65,11 +65,13 @@ class Reception:
         self._bytes = 0
         self._newest: dict[bytes, list[bytes]] = {}
         self._schema: SchemaError | None = None
+        self._connection = 0
+        self._understood = 0  # the last connection on which anything could be read
         self._closing = False
         suffix = "" if source is None else source
         self._inlet = Inlet(
             endpoint,
-            key=read_key(key) if isinstance(key, Path) else key,
+            key=read_key(Path(key)) if isinstance(key, str | Path) else key,
             topics=[*(f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")), b"heartbeat"],
             put=self._put,
             tell=self._changed,
@@ -147,7 +149,7 @@ class Reception:
         except MessageError as error:
             self._refuse(error)
             return None
-        self._schema = None
+        self._understand()
         if isinstance(message, PoseMessage):
             if self._source not in (None, message.header.source):
                 return None
@@ -167,13 +169,20 @@ class Reception:
             return False
         return source in known or len(known) < SOURCES_LIMIT
 
+    def _understand(self) -> None:
+        """Something of this connection could be read, so that what cannot is damage, and no other schema."""
+        self._schema, self._understood = None, self._connection
+
     def _refuse(self, error: MessageError) -> None:
         self.malformed += 1
+        if isinstance(error, OtherSchemaError) and self._understood != self._connection:
+            self._schema = SchemaError(f"{self.endpoint} speaks {error}")
         if self.malformed == 1:
             log.warning("skipped a message from %s: %s; more are only counted", self.endpoint, error)
 
-    def _changed(self) -> None:
+    def _changed(self, inlet: Inlet) -> None:
         """The connection is another one, or lost, or refused; called by the inlet's thread."""
+        self._connection = inlet.connections
         self._wake_up()
 
     def _put(self, parts: list[bytes]) -> None:
@@ -205,14 +214,12 @@ class Reception:
     def _check_heartbeat(self, parts: list[bytes]) -> None:
         """A heartbeat of another schema, where nothing of ours was read, ends the hope for poses."""
         try:
-            if isinstance(decode(parts), Heartbeat):
-                self._schema = None
-        except OtherSchemaError as error:
-            self._refuse(error)
-            self._schema = SchemaError(f"{self.endpoint} speaks {error}")
-            self._wake_up()
+            decode(parts)
         except MessageError as error:
             self._refuse(error)
+            self._wake_up()
+        else:
+            self._understand()
 
     def _end(self) -> None:
         """Disconnect; the inlet's thread has ended then."""

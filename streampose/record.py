@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +14,10 @@ from typing import Protocol
 from streampose.errors import EncryptionError, KeyRefusedError, OutputError, StreamError, UsageError
 from streampose.inlet import Inlet
 from streampose.journal import JournalWriter
-from streampose.jsonl import PeopleWriter, to_line
+from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
-from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item
+from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item, to_recorded_line
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -33,48 +34,83 @@ class Sink(Protocol):
     def close(self) -> None:
         """Finish the file."""
 
+    def discard(self) -> None:
+        """Close it, and leave nothing behind."""
+
 
 class JsonlSink:
-    """Lines of people.jsonl, with `received_ns`, `run_id`, `seq` and `missed`; poses only."""
+    """Lines of people.jsonl, with all that is known of a frame besides; poses only."""
 
     def __init__(self, path: Path) -> None:
         self._writer = PeopleWriter(path)
 
     def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:  # noqa: ARG002
         if isinstance(item, Entry):
-            extra = {
-                "received_ns": received_ns,
-                "run_id": item.run_id,
-                "seq": item.seq,
-                "clock": item.frame.clock,
-                **({"smoothed": True} if item.smoothed else {}),
-            }
-            self._writer.write_line(to_line(item.frame, with_missed=True, extra=extra))
+            self._writer.write_line(to_recorded_line(item))
 
     def close(self) -> None:
         self._writer.close()
 
+    def discard(self) -> None:
+        self._writer.close()
+        self._writer.path.unlink(missing_ok=True)
+
 
 class ParquetSink:
-    """A parquet file, which is whole only when it is closed; until then there is a journal beside it."""
+    """A parquet file, which is whole only when it is closed; until then there is a journal beside it.
+
+    Rows are made of items by another thread, since that takes long enough to make the next messages late.
+    """
 
     def __init__(self, path: Path) -> None:
-        from streampose.parquet import ParquetWriter
+        from streampose.parquet import ROWS, ParquetWriter
 
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         self._journal = JournalWriter(journal_of(path))
-        self._writer = ParquetWriter(self._part)
+        try:
+            self._writer = ParquetWriter(self._part)
+        except BaseException:
+            self._journal.close()
+            self._journal.path.unlink()
+            raise
+        self._rows = ROWS
+        self._items: list[Item] = []
+        self._worker = ThreadPoolExecutor(1, "parquet")
+        self._work: Future[None] | None = None
 
     def write(self, received_ns: int, parts: list[bytes], item: Item) -> None:
         self._journal.write(received_ns, parts)
-        self._writer.write(item)
+        self._items.append(item)
+        if len(self._items) >= self._rows:
+            self._hand_over()
 
     def close(self) -> None:
         self._journal.close()
+        with self._worker:
+            self._hand_over()
+            self._finish_work()
         self._writer.close()
         self._part.replace(self._path)
         self._journal.path.unlink()
+
+    def discard(self) -> None:
+        self._items.clear()
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+    def _hand_over(self) -> None:
+        self._finish_work()
+        items, self._items = self._items, []
+        self._work = self._worker.submit(self._make_rows, items)
+
+    def _finish_work(self) -> None:
+        if self._work is not None:
+            self._work.result()
+
+    def _make_rows(self, items: list[Item]) -> None:
+        for item in items:
+            self._writer.write(item)
 
 
 def open_sink(path: Path) -> Sink:
@@ -126,7 +162,11 @@ class Recorder:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
         topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
-        self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, tell=lambda: None, connect_s=1.0)
+        try:
+            self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
+        except BaseException:
+            sink.discard()
+            raise
 
     def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
         """Record until `stop` is set, `count` frames came, or `seconds` went by.
@@ -159,7 +199,10 @@ class Recorder:
     ) -> None:
         self._inlet.close()
         with suppress(OutputError) if self._error is not None else nullcontext():
-            self._sink.close()
+            if isinstance(error, StreamError) and not self.frames:
+                self._sink.discard()  # we were not let in
+            else:
+                self._sink.close()
 
     def _put(self, parts: list[bytes]) -> None:
         """Record a message; called by the inlet's thread."""

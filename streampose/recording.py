@@ -15,8 +15,21 @@ from msgspec import Meta
 
 from streampose.errors import UsageError
 from streampose.journal import read_journal
+from streampose.jsonl import to_line
 from streampose.ledger import Ledger
-from streampose.messages import Clock, Hello, Integer, Name, Natural, Pixels, PoseMessage, Score, State, Status
+from streampose.messages import (
+    Clock,
+    Hello,
+    Integer,
+    Name,
+    Natural,
+    Offsets,
+    Pixels,
+    PoseMessage,
+    Score,
+    State,
+    Status,
+)
 from streampose.types import Pose, PoseFrame
 from streampose.wire import MessageError, decode
 
@@ -131,6 +144,19 @@ def to_item(received_ns: int, parts: list[bytes], ledger: Ledger) -> Item | None
     return message if isinstance(message, Hello) else None
 
 
+def to_recorded_line(entry: Entry) -> bytes:
+    """A recorded frame as a line of people.jsonl, with all that it says besides."""
+    extra = {
+        "received_ns": entry.received_ns,
+        "run_id": entry.run_id,
+        "seq": entry.seq,
+        "clock": entry.frame.clock,
+        "offsets": entry.offsets,
+        **({"smoothed": True} if entry.smoothed else {}),
+    }
+    return to_line(entry.frame, with_missed=True, extra=extra)
+
+
 class _Person(msgspec.Struct):
     track_id: Integer
     box: tuple[float, float, float, float]
@@ -156,6 +182,7 @@ class _Line(msgspec.Struct):
     received_ns: Integer | None = None
     run_id: Name = "file"
     seq: Natural | None = None
+    offsets: Offsets = ()
     smoothed: bool = False
 
 
@@ -207,4 +234,4 @@ def _entry(line: _Line, seq: int) -> Entry:
         clock=line.clock,
     )
     received_ns = line.published_ns if line.received_ns is None else line.received_ns
-    return Entry(received_ns, line.run_id, seq, frame, smoothed=line.smoothed)
+    return Entry(received_ns, line.run_id, seq, frame, line.offsets, line.smoothed)

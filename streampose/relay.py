@@ -16,7 +16,7 @@ import msgspec
 from streampose.errors import UsageError
 from streampose.inlet import Inlet
 from streampose.keys import SubscriberKey, read_key
-from streampose.messages import SCHEMA, SOURCES_LIMIT, Heartbeat, Hello, Status
+from streampose.messages import NAME_LIMIT, SCHEMA, SOURCES_LIMIT, Heartbeat, Hello, Parts, Status
 from streampose.outlet import Outlet
 from streampose.redact import redact
 from streampose.wire import MessageError, check_name, decode, encode_status
@@ -73,7 +73,8 @@ class Relay:
 
     `seq` and `run_id` pass as they are, so that subscribers count what was lost on either way. The sources of a
     publisher that is gone are told to be offline. A source that comes from two publishers is taken from the first, as
-    long as that lives. Pictures are asked for where somebody downstream looks.
+    long as that lives; what comes back by other relays is left out. Pictures are asked for where somebody downstream
+    looks.
 
     Args:
         upstreams: publishers, which need not be there yet.
@@ -130,10 +131,21 @@ class Relay:
             self.conflicts += owner is not branch
             return owner is branch
 
-    def release(self, branch: _Branch) -> list[str]:
-        """Let others have the sources of a branch; returns them."""
+    def is_echo(self, source: str, run_id: str, branch: _Branch) -> bool:
+        """Whether a source is another branch's, come back with names before its own, as relays in a ring send it."""
+        own = source
         with self._lock:
-            mine = [source for source, owner in self._owners.items() if owner is branch]
+            while "." in own:
+                own = own.partition(".")[2]
+                owner = self._owners.get(own)
+                if owner is not None and owner is not branch and owner.run_of(own) == run_id:
+                    return True
+        return False
+
+    def release(self, branch: _Branch, only: str | None = None) -> list[str]:
+        """Let others have the sources of a branch, or one of them; returns those that it had."""
+        with self._lock:
+            mine = [source for source, owner in self._owners.items() if owner is branch and only in (None, source)]
             for source in mine:
                 del self._owners[source]
             return mine
@@ -160,10 +172,12 @@ class _Branch:
         self._heard_s = 0.0
         self._state = ""
         self._topics = [*(f"{kind}.".encode() for kind in _KINDS), b"heartbeat"]
-        self._inlet = Inlet(
-            upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, tell=lambda: None, connect_s=1.0
-        )
+        self._inlet = Inlet(upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, connect_s=1.0)
         stack.enter_context(self._inlet)
+
+    def run_of(self, source: str) -> str | None:
+        """The run that a source of this branch was last heard of in."""
+        return self._runs.get(source)
 
     def check(self) -> None:
         """Notice what has become of the publisher; log it once."""
@@ -180,9 +194,13 @@ class _Branch:
             self._state = state
             log.info("%s: %s", self.endpoint, state)
         if state != "connected" and silent:
-            for source in self._relay.release(self):
-                status = Status(schema=SCHEMA, run_id=self._runs[source], source=source, state="offline")
-                self._relay.pass_on(encode_status(status))
+            self._give_up()
+
+    def _give_up(self, only: str | None = None) -> None:
+        """Tell that all sources of this branch, or one of them, do not come from here any more."""
+        for source in self._relay.release(self, only):
+            status = Status(schema=SCHEMA, run_id=self._runs[source], source=source, state="offline")
+            self._relay.pass_on(encode_status(status))
 
     def look(self, looks: Iterable[bytes]) -> None:
         """Ask for the pictures that somebody downstream looks at."""
@@ -200,32 +218,53 @@ class _Branch:
         """Pass a message on; called by the inlet's thread."""
         self._heard_s = time.monotonic()
         try:
-            message = decode(parts)
+            self._pass_on(parts)
         except MessageError as error:
             self._relay.malformed += 1
             if self._relay.malformed == 1:
                 log.warning("left out a message from %s: %s; more are only counted", self.endpoint, error)
-            return
+
+    def _pass_on(self, parts: list[bytes]) -> None:
+        """Send a message on, under its new name.
+
+        Raises:
+            MessageError: it is malformed.
+        """
+        message = decode(parts)
         if isinstance(message, Heartbeat):
             return
         header = message if isinstance(message, Hello | Status) else message.header
         source = self._prefix + header.source
-        if not self._relay.claim(source, self):
-            if source not in self._told and len(self._told) < SOURCES_LIMIT:
-                self._told.add(source)
-                owner = self._relay.sources.get(source, "others, too many")
-                log.warning(
-                    "left out source %s from %s: it comes from %s already; name one of them: --connect NAME=%s",
-                    source, self.endpoint, owner, self.endpoint,
-                )  # fmt: skip
-            return
-        self._runs[source] = header.run_id
-        self._relay.pass_on(self._renamed(parts, source) if self._prefix else parts)
+        if len(source) > NAME_LIMIT:
+            self._leave_out(source, f"with the relay's name before it, it is longer than {NAME_LIMIT} characters")
+        elif self._relay.is_echo(source, header.run_id, self):
+            self._leave_out(source, "it is a source of this relay, come back; relays should not collect in a ring")
+            self._give_up(source)  # it may have come back before it came, after this relay was started again
+        elif not self._relay.claim(source, self):
+            owner = self._relay.sources.get(source, "others, too many")
+            self._leave_out(source, f"it comes from {owner} already; name one of them: --connect NAME={self.endpoint}")
+        else:
+            renamed = _rename(parts, source) if self._prefix else parts
+            self._runs[source] = header.run_id
+            self._relay.pass_on(renamed)
 
-    @staticmethod
-    def _renamed(parts: Sequence[bytes], source: str) -> tuple[bytes, bytes, bytes]:
-        """The message under another source name; header fields that this version does not know stay."""
-        kind = parts[0].partition(b".")[0]
-        header = msgspec.msgpack.decode(parts[1])
-        header["source"] = source
-        return kind + b"." + source.encode(), msgspec.msgpack.encode(header), parts[2]
+    def _leave_out(self, source: str, why: str) -> None:
+        """Log each source that is not passed on, once."""
+        if source not in self._told and len(self._told) < SOURCES_LIMIT:
+            self._told.add(source)
+            log.warning("left out source %s from %s: %s", source, self.endpoint, why)
+
+
+def _rename(parts: Sequence[bytes], source: str) -> Parts:
+    """The message under another source name; header fields that this version does not know stay as they are.
+
+    Raises:
+        MessageError: it has a field without a name.
+    """
+    topic, header, blob = parts
+    try:
+        fields = msgspec.msgpack.decode(header, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        raise MessageError("a header with a field whose name is no text") from None
+    fields["source"] = msgspec.Raw(msgspec.msgpack.encode(source))
+    return topic.partition(b".")[0] + b"." + source.encode(), msgspec.msgpack.encode(fields), blob

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.errors import UsageError
-from streampose.messages import SOURCES_LIMIT
+from streampose.messages import COORDINATE_LIMIT, SOURCES_LIMIT
 from streampose.types import Pose, PoseFrame
 
 _COAST_S = 0.1
@@ -69,7 +69,8 @@ class Smoother:
                 del self._scenes[next(iter(self._scenes))]
             scene = self._scenes[frame.source] = _Scene(frame.epoch)
         scene.pts_s = frame.pts_s
-        return dataclasses.replace(frame, people=scene.advance(frame, self._settings))
+        with np.errstate(over="ignore", invalid="ignore"):  # a stranger's clock may leap to the end of the numbers
+            return dataclasses.replace(frame, people=scene.advance(frame, self._settings))
 
 
 @dataclass(slots=True)
@@ -161,6 +162,7 @@ class _Track:
 
     @staticmethod
     def _made(pose: Pose, shown: Points, scores: Points, score: float, *, filled: bool) -> Pose:
+        shown = np.clip(shown, -COORDINATE_LIMIT, COORDINATE_LIMIT)  # a bridge may lead out of what can be sent
         keypoints = np.column_stack([shown, scores])[:-2].astype(np.float32)
         box = shown[-2:].reshape(4).astype(np.float32)
         return Pose(track_id=pose.track_id, box=box, score=float(score), keypoints=keypoints, filled=filled)

@@ -28,7 +28,7 @@ class AsyncSubscriber(Reception):
         mode: Mode = "latest",
         source: str | None = None,
         *,
-        key: Path | SubscriberKey | None = None,
+        key: str | Path | SubscriberKey | None = None,
         connect_s: float | None = CONNECT_S,
         silent_s: float | None = None,
         smooth: Smoothing | None = None,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from streampose.errors import StreamposeError, UsageError
 from streampose.messages import (
     COORDINATE_LIMIT,
+    NAME_LIMIT,
     PART_LIMIT,
     PEOPLE_LIMIT,
     SCHEMA,
@@ -201,7 +202,7 @@ def _check_schema(data: bytes) -> None:
 
 def _is_name(text: str) -> bool:
     """Whether a name can be shown to people, on a terminal too."""
-    return 0 < len(text) <= 200 and text.isprintable()
+    return 0 < len(text) <= NAME_LIMIT and text.isprintable()
 
 
 def _check_source(topic: bytes, header: str) -> None:

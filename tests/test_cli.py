@@ -356,7 +356,7 @@ def test_listen_waits_for_a_publisher_and_ends_on_a_signal():
         line = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=WAIT_S)
-    assert line.endswith("waiting for a publisher at tcp://127.0.0.1:1\n")
+    assert line.endswith("waiting for a publisher at tcp://127.0.0.1:1: connection refused\n")
     assert process.returncode == 0
     assert rest.endswith("0 frames, 0 missed\n")
     assert rest.count("\n") == 1

@@ -61,6 +61,15 @@ def test_javascript(publisher):
 
 
 @needs_node
+def test_javascript_takes_times_of_any_size():
+    with Publisher("tcp://127.0.0.1:*", model="lite") as made:
+        made.publish(make_frame(captured_ns=5, published_ns=2**60))
+        done = run("node", NODE / "subscriber.mjs", made.endpoint, "--count", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["latency_ms"] == pytest.approx(2**60 / 1e6)
+
+
+@needs_node
 def test_javascript_with_a_key(tmp_path):
     add_key(tmp_path / "keys", "page", tmp_path / "page.key")
     with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as made, Talk(made, hz=100, people=2):
@@ -69,12 +78,29 @@ def test_javascript_with_a_key(tmp_path):
     check_lines(done.stdout, 5)
 
 
-@needs_compiler
-def test_cpp(publisher, tmp_path):
-    program = tmp_path / "subscriber"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The C++ example, built with the compiler's checks."""
+    made = tmp_path_factory.mktemp("cpp") / "subscriber"
     built = run("g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
-                EXAMPLES / "cpp" / "subscriber.cpp", "-lzmq", "-lmsgpackc", "-o", program)  # fmt: skip
+                EXAMPLES / "cpp" / "subscriber.cpp", "-lzmq", "-lmsgpackc", "-o", made)  # fmt: skip
     assert built.returncode == 0, built.stderr
+    return made
+
+
+@needs_compiler
+def test_cpp_with_a_key(program, tmp_path):
+    add_key(tmp_path / "keys", "robot", tmp_path / "robot.key")
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as made, Talk(made, hz=100, people=1):
+        done = run(program, made.endpoint, 3, tmp_path / "robot.key")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    done = run(program, made.endpoint, 3, tmp_path / "keys" / "allowed" / "robot.pub")
+    assert (done.returncode, done.stderr.endswith("robot.pub is no key file\n")) == (1, True)
+
+
+@needs_compiler
+def test_cpp(publisher, program):
     done = run(program, publisher.endpoint, 10)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]

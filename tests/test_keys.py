@@ -65,9 +65,10 @@ def fail(endpoint, **kwargs):
 
 def test_those_with_a_key_get_in(secured, tmp_path):
     for name in ("tablet", "robot"):
-        with Subscriber(secured.endpoint, key=tmp_path / f"{name}.key") as stream:
-            assert stream.receive(WAIT_S).source == "cam"
-            assert stream.connected
+        for key in (tmp_path / f"{name}.key", str(tmp_path / f"{name}.key"), read_key(tmp_path / f"{name}.key")):
+            with Subscriber(secured.endpoint, key=key) as stream:
+                assert stream.receive(WAIT_S).source == "cam"
+                assert stream.connected
 
 
 def test_no_key_is_an_error_that_says_so(secured):
@@ -216,3 +217,23 @@ def test_a_key_that_others_can_read_is_warned_of(folder, tmp_path, caplog):
     Path.chmod(path, 0o644)
     read_key(path)
     assert "chmod 600" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes as on POSIX")
+@pytest.mark.parametrize("which", ["", "allowed"])
+def test_an_allow_list_that_others_can_write_is_warned_of(folder, caplog, which):
+    read_pair(folder)
+    assert caplog.text == ""
+    (folder / which).chmod(0o770)
+    read_pair(folder)
+    assert f"can write into {folder / which}, and so let anybody in" in caplog.text
+
+
+def test_a_key_file_is_left_behind_only_where_it_lets_somebody_in(folder, tmp_path):
+    for path in (folder / "allowed").iterdir():
+        path.unlink()
+    (folder / "allowed").rmdir()
+    (folder / "allowed").touch()
+    with pytest.raises(OutputError, match="cannot make"):
+        add_key(folder, "third", tmp_path / "third.key")
+    assert not (tmp_path / "third.key").exists()

@@ -7,9 +7,10 @@ import msgspec
 import numpy as np
 
 from streampose import messages
-from streampose.outlet import QUEUE_LIMIT
+from streampose.outlet import HEARTBEAT_S, QUEUE_LIMIT
 from streampose.pictures import RATE_HZ, WIDTH_PX
 from streampose.schema import protocol_schema, schema_text
+from streampose.sources.pace import STALLED_FRAMES, STALLED_S
 from streampose.types import Pose, PoseFrame
 from streampose.wire import decode, encode_pose
 
@@ -50,7 +51,18 @@ def test_the_page_has_the_limits_of_the_code():
     assert messages.SCHEMA == 1
     assert (QUEUE_LIMIT, messages.PEOPLE_LIMIT, messages.PART_LIMIT) == (1000, 1000, 1 << 20)
     assert (messages.COORDINATE_LIMIT, RATE_HZ, WIDTH_PX) == (1e6, 12, 480)
-    for text in ("once 1,000 wait", "at most 1,000", "1 MiB", "1,000,000 pixels", "12 times a second", "480 pixels"):
+    assert (HEARTBEAT_S, STALLED_S, STALLED_FRAMES, messages.NAME_LIMIT) == (1, 1, 4, 200)
+    for text in (
+        "once 1,000 wait",
+        "at most 1,000",
+        "1 MiB",
+        "1,000,000 pixels",
+        "12 times a second",
+        "480 pixels",
+        "no frame for a second, or for four intervals",
+        "| every second |",
+        "1 to 200 printable",
+    ):
         assert text in " ".join(PAGE.split())
 
 

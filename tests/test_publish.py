@@ -66,7 +66,7 @@ def fake(raw):
     made.bind_to_random_port("tcp://127.0.0.1")
 
     def greet():
-        while made.recv() != b"\x01heartbeat":
+        while made.recv() != b"\x01status.":
             pass
 
     return made, made.getsockopt_string(zmq.LAST_ENDPOINT), greet
@@ -112,6 +112,81 @@ def test_a_second_subscriber_to_the_same_topic_is_greeted_too(publisher, raw):
         stream.connect(publisher.endpoint)
         stream.subscribe(b"hello.cam")
         assert decode(stream.recv_multipart()).source == "cam"
+
+
+def test_hello_is_there_before_the_first_pose(publisher, raw):
+    """However a subscription meets with a pose that is just being sent: 150 join a stream of poses without a pause."""
+    done = threading.Event()
+
+    def talk():
+        index = 0
+        while not done.wait(0.0005):
+            publisher.publish(make_frame(index))
+            index += 1
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        for _ in range(150):
+            stream = raw(zmq.SUB)
+            stream.connect(publisher.endpoint)
+            stream.subscribe(b"hello.")
+            stream.subscribe(b"pose.")
+            assert stream.recv_multipart()[0] == b"hello.cam"
+            stream.close()
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_pictures_are_looked_at_until_the_last_one_is_gone(publisher, raw):
+    looking = [raw(zmq.SUB) for _ in range(3)]
+    for stream in looking:
+        stream.connect(publisher.endpoint)
+        stream.subscribe(b"picture.cam")
+        stream.subscribe(b"heartbeat")
+        assert stream.recv_multipart()[0] == b"heartbeat"
+    looking[0].close()  # as a browser that crashed
+    looking[1].unsubscribe(b"picture.cam")
+    wait_until(lambda: publisher._outlet._lookers == {b"picture.cam": 1})
+    assert publisher.is_looked_at("cam")
+    looking[2].close()
+    wait_until(lambda: not publisher.is_looked_at("cam"))
+
+
+def test_who_sends_what_is_no_subscription_harms_nobody_for_long(publisher, raw):
+    with subscribe(publisher, mode="lossless") as stream:
+        stranger = raw(zmq.XSUB)
+        stranger.connect(publisher.endpoint)
+        for request in (b"\x05junk", b"\x01heartbeat"):
+            stranger.send(request)
+        wait_until(lambda: stream.reconnections)
+        with subscribe(publisher) as late:
+            publisher.publish(make_frame(3))
+            assert late.receive(WAIT_S).frame_index == 3
+        assert stream.receive(WAIT_S).frame_index == 3
+
+
+def test_an_endpoint_that_another_program_took_is_bound_again_when_it_is_free(publisher, monkeypatch, caplog):
+    """All connections have to end, and before the endpoint is bound again somebody else has it."""
+    monkeypatch.setattr("streampose.outlet._REBIND_S", 0)
+    bind = publisher._outlet._bind
+    tries = []
+
+    def fail_twice(where):
+        tries.append(where)
+        if len(tries) < 3:
+            raise OutputError(f"{where} is in use")
+        return bind(where)
+
+    monkeypatch.setattr(publisher._outlet, "_bind", fail_twice)
+    with subscribe(publisher) as stream:
+        publisher._outlet._stray = True
+        wait_until(lambda: stream.reconnections)
+        publisher.publish(make_frame(3))
+        assert stream.receive(WAIT_S).frame_index == 3
+    assert tries == [publisher.endpoint] * 3
+    assert caplog.text.count("nothing is published until") == 1
 
 
 def test_hello_comes_again_when_the_size_changes(publisher):

@@ -181,16 +181,64 @@ def test_a_full_disk_ends_the_recording_and_keeps_it(publisher, tmp_path):
     assert len(entries(path)) > 10
 
 
-def test_who_is_not_let_in_is_told(tmp_path):
+def test_a_long_recording_has_every_frame_in_order(publisher, tmp_path, monkeypatch):
+    """Several row groups, and messages of other kinds between them."""
+    monkeypatch.setattr("streampose.parquet.ROWS", 40)
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 300)
+    assert pq.ParquetFile(path).num_row_groups > 10
+    for source in ("a", "b"):
+        assert [entry.seq for entry in entries(path, source)] == list(range(300))
+        assert [len(entry.frame.people) for entry in entries(path, source)][:3] == (
+            [0, 1, 2] if source == "a" else [1] * 3
+        )
+    assert entries(path, "a")[299].frame.people[1].keypoints[16].tolist() == [10, 299, 0.75]
+
+
+def test_a_table_that_cannot_be_written_ends_the_recording_and_keeps_it(publisher, tmp_path, monkeypatch):
+    def fail(_):
+        raise OutputError("no space left for rows")
+
+    monkeypatch.setattr("streampose.parquet.ROWS", 10)
+    monkeypatch.setattr("streampose.parquet.ParquetWriter._write_rows", fail)
+    path = tmp_path / "session.parquet"
+    with (
+        Recorder(publisher.endpoint, open_sink(path)) as recorder,
+        Talk(publisher),
+        pytest.raises(OutputError, match="no space left for rows"),
+    ):
+        recorder.record(threading.Event(), seconds=WAIT_S)
+    assert len(entries(path)) >= 20
+
+
+@pytest.mark.parametrize("column", ["seq", "people", "skeleton"])
+def test_a_table_with_holes_or_other_types_is_none_of_ours(publisher, tmp_path, column):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 3)
+    table = pq.read_table(path)
+    place, field = table.schema.names.index(column), table.schema.field(column)
+    holes = table.set_column(place, field, pa.nulls(table.num_rows, field.type))
+    texts = table.set_column(place, pa.field(column, pa.binary()), pa.array([b"x"] * table.num_rows))
+    for changed in (holes, texts):
+        pq.write_table(changed.replace_schema_metadata(pq.read_metadata(path).metadata), tmp_path / "other.parquet")
+        with pytest.raises(UsageError, match="is not a recording of streampose"):
+            entries(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_who_is_not_let_in_is_told_and_nothing_is_left_behind(tmp_path, form):
     add_key(tmp_path / "keys", "one", tmp_path / "one.key")
     add_key(tmp_path / "other", "two", tmp_path / "two.key")
     wrong = dataclasses.replace(read_key(tmp_path / "two.key"), publisher=read_key(tmp_path / "one.key").publisher)
     with (
         Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as publisher,
-        Recorder(publisher.endpoint, open_sink(tmp_path / "session.jsonl"), key=wrong) as recorder,
         pytest.raises(KeyRefusedError),
+        Recorder(publisher.endpoint, open_sink(tmp_path / f"session.{form}"), key=wrong) as recorder,
     ):
         recorder.record(threading.Event(), seconds=WAIT_S)
+    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
+        Recorder("nowhere", open_sink(tmp_path / f"session.{form}"))
+    assert not list(tmp_path.glob("session*"))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +250,13 @@ def test_what_cannot_be_recorded_into(tmp_path, name, says):
         open_sink(tmp_path / name)
     with pytest.raises(OutputError, match="there is no folder"):
         open_sink(tmp_path / "missing" / "a.jsonl")
+
+
+def test_a_recording_that_cannot_begin_leaves_nothing_behind(tmp_path):
+    (tmp_path / "session.parquet.part").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        open_sink(tmp_path / "session.parquet")
+    assert not list(tmp_path.glob("*.journal"))
 
 
 def play(path, **kwargs):
@@ -308,6 +363,49 @@ def test_posetrack_is_what_the_evaluation_reads(publisher, tmp_path):
     read = labels.read_sequence(out)
     assert [frame.id for frame in read.frames] == list(range(6))
     assert [len(frame.people) for frame in read.frames] == [1] * 6
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_another_form_of_a_recording_loses_nothing(publisher, tmp_path, form):
+    path = tmp_path / "session.parquet"
+    record(publisher, path, 9, gap_at=4)
+    (out,) = export(path, tmp_path / f"again.{form}", form)
+    for source in ("a", "b"):
+        for mine, theirs in zip(entries(out, source), entries(path, source), strict=True):
+            same(mine.frame, theirs.frame, 0.01)
+            same(dataclasses.replace(mine, frame=0), dataclasses.replace(theirs, frame=0), 0)
+
+
+def test_what_was_bridged_is_not_exported_as_seen(tmp_path):
+    frame = make_frame(1, people=2)
+    people = frame.people[0], dataclasses.replace(frame.people[1], filled=True)
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(dataclasses.replace(frame, people=people))
+    (table,) = export(path, tmp_path / "out.csv", "csv")
+    assert [row["filled"] for row in csv.DictReader(table.open(newline=""))] == ["0", "1"]
+    (coco,) = export(path, tmp_path / "coco.json", "coco")
+    assert [person.get("filled") for person in json.loads(coco.read_text())] == [None, True]
+    (posetrack,) = export(path, tmp_path / "posetrack.json", "posetrack")
+    assert [person.get("filled") for person in json.loads(posetrack.read_text())["annotations"]] == [None, True]
+
+
+def test_sources_whose_files_would_have_the_same_name(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for source in ("a/b", "a_b", "a\\b"):
+            writer.write(make_frame(0, source))
+    written = export(path, tmp_path / "out.json", "coco")
+    assert [found.name for found in written] == ["out-a_b.json", "out-a_b-run2.json", "out-a_b-run3.json"]
+
+
+@pytest.mark.parametrize("begin", [b"", b"streampose jou", b"streampose journal 1\n"])
+def test_a_recorder_that_died_at_its_start_left_an_empty_recording(tmp_path, begin):
+    path = tmp_path / "session.parquet"
+    journal_of(path).write_bytes(begin)
+    assert entries(path) == []
+    (out,) = export(path, tmp_path / "saved.parquet", "parquet")
+    assert entries(out) == []
 
 
 def test_several_runs_get_their_own_files(tmp_path):

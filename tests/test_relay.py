@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import zmq
 
 from streampose.errors import UsageError
 from streampose.keys import add_key, read_key
@@ -14,6 +15,7 @@ from streampose.publish import Publisher
 from streampose.relay import Relay, Upstream, parse_upstreams
 from streampose.subscribe import Subscriber
 from streampose.view.hub import Hub
+from streampose.wire import encode_pose
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import WAIT_S, Talk, make_frame, wait_until
@@ -41,6 +43,26 @@ def make_relay():
 def publisher():
     with Publisher("tcp://127.0.0.1:*", model="lite") as made:
         yield made
+
+
+@pytest.fixture
+def make_fake():
+    """make_fake() -> a bound XPUB socket that sends what it is told to, and its endpoint."""
+    context = zmq.Context()
+
+    def make():
+        made = context.socket(zmq.XPUB)
+        made.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
+        made.bind_to_random_port("tcp://127.0.0.1")
+        return made, made.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    yield make
+    context.destroy(0)
+
+
+def wait_for_subscriber(sender):
+    while sender.recv() != b"\x01status.":
+        pass
 
 
 def test_streams_of_two_machines_arrive_at_one_endpoint(make_relay):
@@ -109,6 +131,68 @@ def test_a_source_of_two_machines_is_taken_from_one(make_relay, publisher, caplo
             assert stream.missed == {"cam": 0}
     assert "left out source cam" in caplog.text
     assert "--connect NAME=" in caplog.text
+
+
+def test_what_a_later_version_adds_passes_whatever_it_is(make_relay, make_fake):
+    """Fields that this version does not know are no reason to stop: bytes, odd keys, times out of range, text that is
+    none. A field whose name is none is refused."""
+    sender, endpoint = make_fake()
+    relay, relayed = make_relay(Upstream(endpoint, "left"))
+    topic, header, blob = encode_pose(make_frame(), run_id="r", seq=0)
+    assert header[:2] == b"\xde\x00"  # a map, and its length in one byte
+    odd = [
+        b"\xa1\xff",
+        b"\x81\x80\x01",
+        b"\xd6\xff\x00\x00\x00\x01",
+        b"\xc7\x0c\xff" + b"\xff" * 12,
+        b"\x91" * 400 + b"\x01",
+    ]
+    with Subscriber(relayed, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        wait_for_subscriber(sender)
+        for seq, value in enumerate([b"\x01", *odd]):
+            known = encode_pose(make_frame(seq), run_id="r", seq=seq)[1]
+            longer = b"\xde\x00" + bytes([known[2] + 1]) + known[3:]
+            sender.send_multipart([topic, longer + b"\xa3new" + value, blob])
+        sender.send_multipart([topic, longer + b"\xa1\xff\x01", blob])
+        sender.send_multipart(encode_pose(make_frame(6), run_id="r", seq=6))
+        assert [stream.receive(WAIT_S).frame_index for _ in range(7)] == list(range(7))
+    assert relay.malformed == 1
+
+
+def test_relays_in_a_ring_pass_nothing_twice(make_relay, publisher, caplog):
+    with Outlet("tcp://127.0.0.1:*") as outlet:
+        there, there_at = make_relay(Upstream(outlet.endpoint, "here"))
+        with Relay([Upstream(publisher.endpoint), Upstream(there_at, "there")], outlet) as here:
+            with Talk(publisher), Subscriber(outlet.endpoint, "lossless") as stream:
+                wait_until(lambda: "come back" in caplog.text)
+                got = [stream.receive(WAIT_S).source for _ in range(50)]
+            assert set(got) == {"cam"}
+            assert set(here.sources) == {"cam"}
+            assert set(there.sources) == {"here.cam"}
+
+
+def test_what_came_back_before_it_came_is_given_up(make_relay, make_fake):
+    """A relay of a ring was started again: the other one greets it with what it had from it before."""
+    (publisher, publisher_at), (other, other_at) = make_fake(), make_fake()
+    relay, endpoint = make_relay(Upstream(publisher_at), Upstream(other_at, "there"))
+    for sender in (publisher, other):
+        wait_for_subscriber(sender)
+    with Subscriber(endpoint) as stream:
+        other.send_multipart(encode_pose(make_frame(0, "here.cam"), run_id="r", seq=0))
+        assert stream.receive(WAIT_S).source == "there.here.cam"
+        publisher.send_multipart(encode_pose(make_frame(1, "cam"), run_id="r", seq=1))
+        assert stream.receive(WAIT_S).source == "cam"
+        other.send_multipart(encode_pose(make_frame(1, "here.cam"), run_id="r", seq=1))
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"there.here.cam": "offline"})
+    assert set(relay.sources) == {"cam"}
+
+
+def test_a_name_that_grows_too_long_is_said(make_relay, publisher, caplog):
+    relay, _ = make_relay(Upstream(publisher.endpoint, "left"))
+    with Talk(publisher, "x" * 200, "cam"):
+        wait_until(lambda: "longer than 200 characters" in caplog.text and relay.sources)
+    assert set(relay.sources) == {"left.cam"}
 
 
 def test_pictures_are_asked_for_where_somebody_looks(make_relay, publisher):

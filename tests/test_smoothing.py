@@ -175,6 +175,31 @@ def test_whatever_comes_what_goes_is_finite(frames, fill_s, scores):
             assert 0 <= person.score <= 1
 
 
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.booleans()), max_size=12),
+    st.sampled_from([0.0, 0.2, 1.0]),
+)
+def test_a_clock_that_leaps_does_no_harm(steps, fill_s):
+    """Times as a stranger may send them, and people who jump from one end of what can be sent to the other."""
+    smoother = Smoother(Smoothing(fill_s=fill_s))
+    for index, (pts_s, here) in enumerate(steps):
+        people = {1: (1e6, -1e6) if index % 2 else (-1e6, 1e6)} if here else {}
+        frame = smoother.smooth(dataclasses.replace(make_frame(index, people), pts_s=pts_s))
+        for person in frame.people:
+            assert (np.abs(person.keypoints) <= 1e6).all()
+            assert (np.abs(person.box) <= 1e6).all()
+
+
+def test_a_bridge_stays_within_what_can_be_sent():
+    smoother = Smoother(Smoothing(fill_s=1.0))
+    for index, x in enumerate((-1e6, 1e6)):
+        smoother.smooth(make_frame(index, [(x, 0)]))
+    bridged = [smoother.smooth(make_frame(index, [])).people[0].keypoints[:, 0].max() for index in range(2, 8)]
+    assert max(bridged) == 1e6
+
+
 @pytest.mark.parametrize(
     "wrong", [{"min_cutoff_hz": 0}, {"beta_hz": -1}, {"fill_s": 2}, {"speed_cutoff_hz": math.inf}, {"min_score": 2}]
 )

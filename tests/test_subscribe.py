@@ -1,6 +1,7 @@
 """The client over real sockets: fresh in latest mode, exact about loss, and never silent about what is wrong."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ import zmq
 
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
+from streampose.inlet import Inlet
 from streampose.messages import Heartbeat
 from streampose.publish import Publisher
 from streampose.reception import QUEUE_LIMIT
@@ -158,6 +160,26 @@ def test_another_schema_is_an_error_not_silence(fake):
         sender.send_multipart(encode_pose(make_frame(3), run_id="r", seq=0))
         wait_until(lambda: stream._newest)
         assert stream.receive(WAIT_S).frame_index == 3  # one that is readable after all
+
+
+@pytest.mark.parametrize("mode", ["latest", "lossless"])
+def test_poses_of_another_schema_are_an_error_too(fake, mode):
+    """Also where its heartbeat is another one; but not where what was read before was fine."""
+    sender, endpoint, greet = fake
+    topic, header, blob = encode_pose(make_frame(0), run_id="r", seq=0)
+    other = topic, msgspec.msgpack.encode(msgspec.msgpack.decode(header) | {"schema": 2}), blob
+    with Subscriber(endpoint, mode) as stream:
+        greet()
+        sender.send_multipart(other)
+        with pytest.raises(SchemaError, match=f"{endpoint} speaks schema 2"):
+            stream.receive(WAIT_S)
+        sender.send_multipart((topic, header, blob))
+        wait_until(lambda: stream._newest or stream._queue)
+        assert stream.receive(WAIT_S).frame_index == 0
+        sender.send_multipart(other)
+        wait_until(lambda: stream._newest or stream._queue)
+        assert stream.receive(0) is None
+        assert stream.malformed == 2
 
 
 def test_silence_is_an_error_where_that_is_asked_for(fake):
@@ -317,6 +339,19 @@ def test_what_waits_is_bounded_in_bytes(fake, monkeypatch):
         assert stream._bytes == 0
 
 
+def test_a_fault_of_ours_costs_a_message_not_the_stream(publisher, caplog):
+    got = []
+
+    def put(parts):
+        got.append(parts)
+        if len(got) < 3:
+            raise ValueError("something unforeseen")
+
+    with Inlet(publisher.endpoint, key=None, topics=[b"pose."], put=put), Talk(publisher):
+        wait_until(lambda: len(got) > 3)
+    assert caplog.text.count("could not be taken") == 1
+
+
 def test_asyncio(publisher):
     async def read():
         async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
@@ -355,6 +390,48 @@ def test_asyncio_has_the_same_errors():
             assert time.monotonic() - began_s < PROMPT_S
 
     asyncio.run(read())
+
+
+def test_asyncio_loses_nothing_when_a_wait_is_cancelled(publisher):
+    """Waits are given up at odd moments, before and after a frame has come for them."""
+
+    async def read():
+        got = []
+        async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
+            with Talk(publisher, hz=500):
+                for turn in range(200):
+                    waiting = asyncio.create_task(stream.receive(WAIT_S))
+                    for _ in range(turn % 4):
+                        await asyncio.sleep(0)
+                    waiting.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        got.append(await waiting)
+                    if turn % 2:
+                        got.append(await stream.receive(WAIT_S))
+            return [frame.frame_index for frame in got]
+
+    numbers = asyncio.run(read())
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_asyncio_cleans_up_when_its_task_is_cancelled(publisher):
+    async def read():
+        started = asyncio.Event()
+
+        async def wait_for_ever():
+            async with streampose.AsyncSubscriber(publisher.endpoint) as stream:
+                started.set()
+                async for _ in stream:
+                    pass
+
+        task = asyncio.create_task(wait_for_ever())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(read())
+    assert not [thread for thread in threading.enumerate() if thread.name == "subscribe"]
 
 
 def test_asyncio_ends_a_waiting_reader(publisher):

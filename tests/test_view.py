@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import ssl
 import struct
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from streampose.pictures import to_jpeg
 from streampose.publish import Publisher
 from streampose.types import Pose, PoseFrame
 from streampose.view import server
+from streampose.view.hub import Hub
+from streampose.view.session import Session
 
 WAIT_S = 20
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -90,16 +93,15 @@ class Cameras:
 
 
 @contextmanager
-def serving(endpoint, caplog, **kwargs):
+def serving(endpoint, **kwargs):
     """The address of a page that shows the stream."""
     stop = threading.Event()
-    caplog.set_level("INFO", logger="streampose")
-    caplog.clear()
-    thread = threading.Thread(target=server.serve, args=(endpoint, stop), kwargs={"port": 0, **kwargs})
+    shown = []
+    thread = threading.Thread(target=server.serve, args=(endpoint, stop, shown.append), kwargs={"port": 0, **kwargs})
     thread.start()
     try:
-        wait_until(lambda: any(record.message.startswith("open http") for record in caplog.records))
-        yield next(record.message for record in caplog.records if record.message.startswith("open http")).split()[1]
+        wait_until(lambda: shown)
+        yield shown[0]
     finally:
         stop.set()
         thread.join(WAIT_S)
@@ -167,8 +169,8 @@ PAINTED = """source => {
 STATE = '([source, state]) => document.querySelector(`[data-source="${source}"]`)?.dataset.state === state'
 
 
-def test_the_page_shows_cameras_and_follows_what_becomes_of_them(open_page, caplog):
-    with Cameras("cam1", "cam2", "cam10") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+def test_the_page_shows_cameras_and_follows_what_becomes_of_them(open_page):
+    with Cameras("cam1", "cam2", "cam10") as cameras, serving(cameras.publisher.endpoint) as address:
         page = open_page(address)
         until(page, "document.querySelectorAll('.tile').length === 3")
         order = "[...document.querySelectorAll('.tile')].map(t => t.dataset.source)"
@@ -199,8 +201,36 @@ def test_the_page_shows_cameras_and_follows_what_becomes_of_them(open_page, capl
         assert page.hosts == {address.split("/")[2]}
 
 
-def test_one_camera_in_focus_and_pause(open_page, caplog):
-    with Cameras("a", "b") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+def shown_by(hub):
+    """What a browser that has just come is told of each camera."""
+    return {camera["source"]: camera for camera in json.loads(Session(hub).news())["cameras"]}
+
+
+def test_what_a_new_run_of_the_publisher_has_no_more_is_offline(monkeypatch):
+    monkeypatch.setattr("streampose.view.hub.SILENT_S", 0.3)
+    with Cameras("kept", "gone") as cameras, Hub(cameras.publisher.endpoint) as hub:
+        wait_until(lambda: len(hub.cameras) == 2)
+        wait_until(lambda: {camera["state"] for camera in shown_by(hub).values()} == {"online"})
+        cameras.close()
+        with Cameras("kept", endpoint=cameras.publisher.endpoint):
+            wait_until(lambda: hub._connection == 2)
+            wait_until(lambda: shown_by(hub)["gone"]["state"] == "offline")
+            assert shown_by(hub)["kept"]["state"] == "online"
+            assert shown_by(hub)["gone"]["changed_s"] > 0
+
+
+def test_no_pace_is_shown_of_a_camera_that_stalls(monkeypatch):
+    monkeypatch.setattr("streampose.view.hub._WINDOW_NS", 200_000_000)
+    with Cameras("a") as cameras, Hub(cameras.publisher.endpoint) as hub:
+        wait_until(lambda: hub.cameras and shown_by(hub)["a"]["fps"] > 20)
+        cameras.names.clear()
+        wait_until(lambda: shown_by(hub)["a"]["fps"] == 0)
+        cameras.names.add("a")
+        wait_until(lambda: shown_by(hub)["a"]["fps"] > 20)
+
+
+def test_one_camera_in_focus_and_pause(open_page):
+    with Cameras("a", "b") as cameras, serving(cameras.publisher.endpoint) as address:
         page = open_page(address)
         page.click("[data-source=b] .stage")
         until(page, "document.querySelectorAll('.people .swatch').length === 1")
@@ -230,9 +260,9 @@ def test_one_camera_in_focus_and_pause(open_page, caplog):
 
 
 @pytest.mark.parametrize(("width", "columns"), [(1440, 5), (390, 2)])
-def test_twenty_cameras_fit(open_page, caplog, width, columns):
+def test_twenty_cameras_fit(open_page, width, columns):
     names = [f"cam{number:02d}" for number in range(20)]
-    with Cameras(*names) as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+    with Cameras(*names) as cameras, serving(cameras.publisher.endpoint) as address:
         page = open_page(address, width=width, scheme="dark")
         until(page, "document.querySelectorAll('.tile[data-state=online]').length >= 4")
         until(page, "document.querySelectorAll('.tile').length === 20")
@@ -251,8 +281,8 @@ def test_twenty_cameras_fit(open_page, caplog, width, columns):
             assert not cameras.publisher.is_looked_at("cam19")
 
 
-def test_light_and_dark(open_page, caplog):
-    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+def test_light_and_dark(open_page):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
         shades = []
         for scheme in ("light", "dark"):
             page = open_page(address, scheme=scheme)
@@ -264,8 +294,8 @@ def test_light_and_dark(open_page, caplog):
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == shades[0]
 
 
-def test_pictures_are_made_only_while_somebody_looks(open_page, caplog):
-    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+def test_pictures_are_made_only_while_somebody_looks(open_page):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
         seen = cameras.publisher._seq.get("a", 0)
         wait_until(lambda: cameras.publisher._seq.get("a", 0) > seen + 10)
         assert cameras.pictures == 0
@@ -275,8 +305,8 @@ def test_pictures_are_made_only_while_somebody_looks(open_page, caplog):
         wait_until(lambda: not cameras.publisher.is_looked_at("a"))
 
 
-def test_nothing_there_says_so(open_page, caplog):
-    with serving("tcp://127.0.0.1:1", caplog) as address:
+def test_nothing_there_says_so(open_page):
+    with serving("tcp://127.0.0.1:1") as address:
         page = open_page(address)
         until(
             page, "document.querySelector('.empty-text').textContent.includes('nobody publishes at tcp://127.0.0.1:1')"
@@ -284,13 +314,13 @@ def test_nothing_there_says_so(open_page, caplog):
         assert page.is_visible(".empty h2")
 
 
-def test_a_publisher_with_keys(open_page, caplog, tmp_path):
+def test_a_publisher_with_keys(open_page, tmp_path):
     add_key(tmp_path / "keys", "page", tmp_path / "page.key")
     with Cameras("a", keys=tmp_path / "keys") as cameras:
-        with serving(cameras.publisher.endpoint, caplog) as address:
+        with serving(cameras.publisher.endpoint) as address:
             page = open_page(address)
             until(page, "document.querySelector('.empty-text').textContent.includes('only those with a key')")
-        with serving(cameras.publisher.endpoint, caplog, key=tmp_path / "page.key") as address:
+        with serving(cameras.publisher.endpoint, key=tmp_path / "page.key") as address:
             page = open_page(address)
             until(page, STATE, ["a", "online"])
 
@@ -304,8 +334,8 @@ def get(address, path="/", headers=None):
     return answer, body
 
 
-def test_other_machines_need_the_token(open_page, caplog):
-    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog, host="0.0.0.0") as address:
+def test_other_machines_need_the_token(open_page):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, host="0.0.0.0") as address:
         token = address.split("token=")[1]
         address = f"http://127.0.0.1:{address.split(':')[2].split('/')[0]}/"
         assert len(token) >= 16
@@ -322,6 +352,9 @@ def test_other_machines_need_the_token(open_page, caplog):
         assert answer.status == 303
         assert token not in answer.getheader("location")
         assert "HttpOnly" in answer.getheader("set-cookie")
+        assert (
+            address.split(":")[2].strip("/") in answer.getheader("set-cookie").split("=")[0]
+        )  # two pages, two cookies
         page = open_page(address)
         page.fill("#token", token)
         page.click("button")
@@ -329,8 +362,55 @@ def test_other_machines_need_the_token(open_page, caplog):
         assert token not in page.url
 
 
-def test_no_other_site_gets_in(caplog):
-    with Cameras("a") as cameras, serving(cameras.publisher.endpoint, caplog) as address:
+@pytest.mark.parametrize("given", [[], ["--token", "this-one-is-given"]])
+def test_the_command_shows_the_token_that_it_made(given):
+    """On the terminal, where logs hide what looks like a token; a token that was given is not repeated."""
+    command = [sys.executable, "-m", "streampose", "view", "--connect", "tcp://127.0.0.1:1", "--port", "0"]
+    with subprocess.Popen([*command, "--host", "0.0.0.0", *given], stderr=-1, text=True) as process:
+        address = process.stderr.readline().strip().removeprefix("open ")
+        where, _, token = address.partition("?token=")
+        where = f"http://127.0.0.1:{where.split(':')[2].split('/')[0]}/"
+        assert bool(token) is not bool(given)
+        assert get(where)[0].status == 401
+        assert get(where, f"/?token={token or given[1]}")[0].status == 303
+        process.terminate()
+        assert (token or given[1]) not in process.communicate(timeout=WAIT_S)[1]
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_by_tls_when_there_is_a_certificate(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trust = ssl.create_default_context(cafile=certificate)
+    with (
+        Cameras("a") as cameras,
+        serving(cameras.publisher.endpoint, token="a-token-of-some-length", certificate=certificate,
+                certificate_key=key) as address,
+    ):  # fmt: skip
+        assert address.startswith("https://")
+        assert "a-token" not in address
+        port = int(address.split(":")[2].strip("/"))
+        connection = http.client.HTTPSConnection("localhost", port, timeout=WAIT_S, context=trust)
+        connection.request("GET", "/?token=a-token-of-some-length")
+        cookie = connection.getresponse().getheader("set-cookie")
+        connection.close()
+        assert "Secure" in cookie
+        headers = {"Cookie": cookie.split(";")[0]}
+        with websockets.connect(
+            f"wss://localhost:{port}/stream", ssl=trust, additional_headers=headers, close_timeout=1
+        ) as stream:
+            wait_until(lambda: "a" in {camera["source"] for camera in json.loads(stream.recv(WAIT_S))["cameras"]})
+    with pytest.raises(UsageError, match="the certificate cannot be used"):
+        server.serve("tcp://127.0.0.1:1", threading.Event(), print, port=0, certificate=key, certificate_key=key)
+
+
+def test_no_other_site_gets_in():
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
         assert get(address)[0].status == 200
         assert get(address, headers={"Host": "evil.example"})[0].status == 403
         assert "default-src 'none'" in get(address)[0].getheader("content-security-policy")
@@ -352,19 +432,30 @@ def test_no_other_site_gets_in(caplog):
         assert image.shape == (*SIZE, 3)
 
 
-def test_mistakes_are_told(caplog):
+def test_there_is_a_limit_to_browsers(monkeypatch):
+    monkeypatch.setattr("streampose.view.app._BROWSERS_LIMIT", 1)
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
+        stream = address.replace("http", "ws") + "stream"
+        with websockets.connect(stream) as first:
+            first.recv(WAIT_S)
+            with websockets.connect(stream) as second, pytest.raises(ConnectionClosed, match="1013"):
+                second.recv(WAIT_S)
+            first.recv(WAIT_S)
+
+
+def test_mistakes_are_told():
     stop = threading.Event()
     with pytest.raises(UsageError, match="at least 12 characters"):
-        server.serve("tcp://127.0.0.1:1", stop, token="short")
+        server.serve("tcp://127.0.0.1:1", stop, print, token="short")
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):
-        server.serve("nowhere", stop, port=0)
+        server.serve("nowhere", stop, print, port=0)
     with pytest.raises(UsageError, match="go together"):
-        server.serve("tcp://127.0.0.1:1", stop, certificate=os.devnull)
+        server.serve("tcp://127.0.0.1:1", stop, print, certificate=os.devnull)
     with (
-        serving("tcp://127.0.0.1:1", caplog) as address,
+        serving("tcp://127.0.0.1:1") as address,
         pytest.raises(OutputError, match=r"cannot serve the page at 127\.0\.0\.1:"),
     ):
-        server.serve("tcp://127.0.0.1:1", stop, port=int(address.split(":")[2].strip("/")))
+        server.serve("tcp://127.0.0.1:1", stop, print, port=int(address.split(":")[2].strip("/")))
 
 
 def test_without_the_extra_it_says_which_one():

@@ -2,7 +2,7 @@
 //
 //     apt install libzmq3-dev libmsgpack-dev
 //     g++ -std=c++17 -O2 subscriber.cpp -lzmq -lmsgpackc -o subscriber
-//     ./subscriber [tcp://127.0.0.1:5555] [number of frames]
+//     ./subscriber [tcp://127.0.0.1:5555] [number of frames, -1 for all] [tablet.key]
 //
 // docs/protocol.md says what the messages are.
 
@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -91,6 +92,26 @@ std::array<std::string, 3> receive(void* socket) {
     return {parts[0], parts[1], parts[2]};
 }
 
+// Encrypts with a key file: lines such as public = "40 characters".
+void use_key(void* socket, const char* path) {
+    std::ifstream file(path);
+    if (!file) throw std::runtime_error(std::string("cannot read ") + path);
+    const std::map<std::string, int> options{
+        {"public", ZMQ_CURVE_PUBLICKEY}, {"secret", ZMQ_CURVE_SECRETKEY}, {"publisher", ZMQ_CURVE_SERVERKEY}};
+    size_t found = 0;
+    for (std::string line; std::getline(file, line);) {
+        const auto option = options.find(line.substr(0, line.find(' ')));
+        const auto first = line.find('"'), last = line.rfind('"');
+        if (option == options.end() || last != first + 41) continue;
+        const auto key = line.substr(first + 1, 40);
+        if (zmq_setsockopt(socket, option->second, key.c_str(), 41) != 0) {
+            throw std::runtime_error(zmq_strerror(zmq_errno()));
+        }
+        ++found;
+    }
+    if (found != options.size()) throw std::runtime_error(std::string(path) + " is no key file");
+}
+
 void print_people(const Header& header, std::string_view blob) {
     const auto& people = header["people"];
     if (people.type != MSGPACK_OBJECT_ARRAY) throw std::runtime_error("people that are no list");
@@ -124,6 +145,7 @@ int main(int argc, char** argv) try {
     zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &longest, sizeof longest);
     zmq_setsockopt(socket, ZMQ_LINGER, &no_linger, sizeof no_linger);
     zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "pose.", 5);
+    if (argc > 3) use_key(socket, argv[3]);
     if (zmq_connect(socket, endpoint) != 0) throw std::runtime_error(zmq_strerror(zmq_errno()));
 
     std::map<std::string, std::pair<std::string, int64_t>> last;  // run_id and seq of each source

@@ -50,7 +50,7 @@ for await (const [topicBytes, headerBytes, blob] of socket) {
       source: header.source,
       seq,
       missed: sameRun ? seq - before.seq - 1 : 0,
-      latency_ms: Number(header.published_ns - header.captured_ns) / 1e6,
+      latency_ms: Number(BigInt(header.published_ns) - BigInt(header.captured_ns)) / 1e6, // small ones come as numbers
       people: readPeople(header, blob, joints.get(header.source)),
     }));
     if (++count >= Number(options.count)) break;

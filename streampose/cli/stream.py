@@ -209,6 +209,7 @@ def view(
         serve(
             connect,
             stop,
+            lambda address: typer.echo(f"open {address}", err=True),
             host=host,
             port=port,
             token=token,

@@ -21,7 +21,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from streampose.view.hub import Hub
 from streampose.view.session import TICK_S, Session
 
-COOKIE = "streampose-token"
 NO_TOKEN = 4403
 TOO_MANY = 1013
 """Why a socket is closed; view.js knows both numbers."""
@@ -54,7 +53,9 @@ def make_app(hub: Hub, token: str | None, secure: bool = False) -> Starlette:
             if not _matches(request.query_params["token"], token):
                 return _ask_for_token("That token is not the right one.")
             answer = RedirectResponse("/", status_code=303)
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86400)
+            answer.set_cookie(
+                _cookie(request), token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86400
+            )
             return answer
         if not _may_enter(request, token):
             return _ask_for_token("")
@@ -132,7 +133,12 @@ class _Guard:
 
 
 def _may_enter(connection: HTTPConnection, token: str | None) -> bool:
-    return token is None or _matches(connection.cookies.get(COOKIE, ""), token)
+    return token is None or _matches(connection.cookies.get(_cookie(connection), ""), token)
+
+
+def _cookie(connection: HTTPConnection) -> str:
+    """The cookie's name: browsers send cookies to all ports of a host, where other pages of ours may be."""
+    return f"streampose-token-{connection.url.port or 'default'}"
 
 
 def _matches(given: str, token: str) -> bool:

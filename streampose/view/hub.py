@@ -31,8 +31,10 @@ class Camera:
 
     Attributes:
         state: as told; "" before it was.
-        fps: results a second over the last two seconds, of those published, not of those received.
+        fps: results a second over the last two seconds, of those published, not of those received; 0 when none come.
         missed: messages that did not arrive, so far.
+        connection: the last connection on which it was heard of.
+        posed_s: `time.monotonic()` of its last pose.
     """
 
     source: str
@@ -45,6 +47,8 @@ class Camera:
     frame: PoseFrame | None = None
     fps: float = 0.0
     missed: int = 0
+    connection: int = 0
+    posed_s: float = 0.0
     picture: PictureMessage | None = None
     beats: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=512))
 
@@ -56,8 +60,16 @@ class Camera:
         beats.append((header.published_ns, header.seq))
         while beats[-1][0] - beats[0][0] > _WINDOW_NS and len(beats) > 2:
             beats.popleft()
+        self.posed_s = time.monotonic()
         span_ns = beats[-1][0] - beats[0][0]
         self.fps = (beats[-1][1] - beats[0][1]) * 1e9 / span_ns if span_ns else 0.0
+
+    def age(self, now_s: float) -> None:
+        """Show no pace any more where poses have ceased to come."""
+        if self.fps and now_s - self.posed_s > max(_WINDOW_NS / 1e9, 3 / self.fps):
+            self.fps = 0.0
+            self.beats.clear()
+            self.version += 1
 
 
 class Hub:
@@ -79,8 +91,10 @@ class Hub:
         self.malformed = 0
         self._ledger = Ledger()
         self._heard_s = 0.0
+        self._connection = 0
+        self._connected_s = 0.0
         self._looks: dict[int, frozenset[str]] = {}
-        self._inlet = Inlet(endpoint, key=key, topics=_TOPICS, put=self._put, tell=lambda: None, connect_s=1.0)
+        self._inlet = Inlet(endpoint, key=key, topics=_TOPICS, put=self._put, tell=self._note, connect_s=1.0)
 
     @property
     def is_live(self) -> bool:
@@ -95,6 +109,19 @@ class Hub:
         if self._inlet.failure is not None:
             return str(self._inlet.failure)
         return f"{self.endpoint} has fallen silent" if self._heard_s else f"connecting to {self.endpoint}"
+
+    def settle(self) -> None:
+        """Notice what has not come; call it with `lock` held, before the cameras are read.
+
+        A publisher that is connected to again tells of all its cameras at once: those it does not tell of are gone.
+        """
+        now_s = time.monotonic()
+        told = now_s - self._connected_s > SILENT_S
+        for camera in self.cameras.values():
+            camera.age(now_s)
+            if told and camera.connection != self._connection and camera.state not in ("offline", "ended"):
+                camera.state, camera.changed_s = "offline", time.time()
+                camera.version += 1
 
     def look(self, browser: int, sources: Collection[str]) -> None:
         """Note which cameras a browser shows; pictures are asked for only of those that any of them does."""
@@ -117,6 +144,11 @@ class Hub:
     ) -> None:
         self.close()
 
+    def _note(self, inlet: Inlet) -> None:
+        """Note another connection; called by the inlet's thread."""
+        if self._connection != inlet.connections:
+            self._connection, self._connected_s = inlet.connections, time.monotonic()
+
     def _put(self, parts: list[bytes]) -> None:
         """Take a message; called by the inlet's thread."""
         self._heard_s = time.monotonic()
@@ -136,6 +168,7 @@ class Hub:
                 if len(self.cameras) >= SOURCES_LIMIT:
                     return
                 camera = self.cameras[header.source] = Camera(header.source)
+            camera.connection = self._connection
             if isinstance(message, PictureMessage):
                 camera.picture = message
                 camera.picture_version += 1

@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from streampose.errors import MissingExtraError, OutputError, UsageError
@@ -30,6 +31,7 @@ _END_S = 5.0
 def serve(
     endpoint: str,
     stop: threading.Event,
+    show: Callable[[str], None],
     *,
     host: str = "127.0.0.1",
     port: int = 8787,
@@ -38,10 +40,11 @@ def serve(
     certificate: Path | None = None,
     certificate_key: Path | None = None,
 ) -> None:
-    """Serve the page until `stop` is set; logs its address, with the token that it needs.
+    """Serve the page until `stop` is set.
 
     Args:
         endpoint: of the publisher, which need not be there yet.
+        show: gets the page's address, with the token if one was made here. Nothing else tells it: logs hide tokens.
         host: address to listen at. Anything but loopback needs a token; one is made where none is given.
         port: 0 takes any free one.
         token: at least 12 characters.
@@ -56,8 +59,8 @@ def serve(
         raise UsageError(f"--token: at least {_SHORTEST_TOKEN} characters, so that nobody guesses it")
     if (certificate is None) != (certificate_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
-    if token is None and not _is_loopback(host):
-        token = secrets.token_urlsafe(16)
+    made = secrets.token_urlsafe(16) if token is None and not _is_loopback(host) else None
+    token = token or made
     credentials = None if key is None else read_key(key)
     with _listen(host, port) as listening, Hub(endpoint, credentials) as hub:
         config = uvicorn.Config(
@@ -76,7 +79,7 @@ def serve(
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), name="view", daemon=True)
         thread.start()
-        log.info("open %s", _address(listening, host, certificate is not None, token))
+        show(_address(listening, host, certificate is not None, made))
         if token is not None and certificate is None:
             log.warning("the page and its token travel unencrypted; --tls-cert and --tls-key encrypt them")
         while not stop.wait(_LOOK_S) and thread.is_alive():

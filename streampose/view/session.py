@@ -64,6 +64,7 @@ class Session:
         link = {"live": self.hub.is_live, "problem": self.hub.problem, "endpoint": self.hub.endpoint}
         cameras = []
         with self.hub.lock:
+            self.hub.settle()
             for camera in self.hub.cameras.values():
                 sent = self._sent.setdefault(camera.source, _Sent())
                 if sent.version == camera.version:

@@ -20,7 +20,7 @@ class Camera {
     this.changed = 0;
     this.latencies = [];
     this.frames = new Map(); // the last ones by index, to find the one that a picture shows
-    this.visible = true;
+    this.visible = false; // until `watcher` has looked
     this.dirty = true;
     this.tile = find("#tile").content.firstElementChild.cloneNode(true);
     this.tile.dataset.source = source;
@@ -85,7 +85,7 @@ class Camera {
     find(".veil", tile).textContent = state === "offline" ? `Offline${since(this.changed)}` : state === "ended" ? "Ended" : "";
     const people = state === "offline" ? [] : (frame?.people ?? []);
     drawScene(this.canvas, frame && { ...frame, people }, this.hello, this.picture);
-    this.#figure("fps", this.frame && state !== "offline" ? this.fps.toFixed(1) : "–");
+    this.#figure("fps", this.frame && state !== "offline" && state !== "ended" ? this.fps.toFixed(1) : "–");
     this.#figure("latency", this.frame ? `${Math.round(this.frame.latency_ms)} ms` : "–");
     this.#figure("people", frame ? String(people.length) : "–");
     this.#figure("dropped", this.frame ? String(this.frame.dropped) : "–");
@@ -112,7 +112,7 @@ class Camera {
       size: `${frame.width} × ${frame.height}`,
       model: this.hello?.model ?? "–",
       skeleton: this.hello?.skeleton ?? "–",
-      connection: frame.epoch + 1,
+      epoch: frame.epoch,
       clock: frame.clock,
     };
     const lines = Object.entries(facts ?? {}).flatMap(([name, value]) => [element("dt", "", name), element("dd", "", String(value))]);
