@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -99,7 +100,7 @@ def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | Non
         if not path.parent.is_dir():
             raise OutputError(f"{option} {path}: there is no folder {path.parent}")
         for source in sources:
-            if path.exists() and Path(source).exists() and path.samefile(source):
+            if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
                 raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
 
 

@@ -56,7 +56,7 @@ def parse_webcam(uri: str) -> WebcamOptions:
         UsageError: it is not that.
     """
     where, _, query = uri.removeprefix("webcam:").partition("?")
-    if not (where.isdecimal() or where.startswith("/dev/")):
+    if not (re.fullmatch(r"[0-9]{1,4}", where) or where.startswith("/dev/")):
         raise UsageError(f"a webcam is named by its number or device, {_USE}; not {uri!r}")
     asked = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := asked.keys() - {"size", "fps", "fourcc"}:
