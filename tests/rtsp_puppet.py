@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import re
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ FPS = 30
 TICKS = 90_000 // FPS
 _NTP_1970 = 2_208_988_800
 _CHUNK = 1200
+_INTERLEAVED = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
 _SDP = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=puppet\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
     "a=fmtp:96 packetization-mode=1\r\na=control:track1\r\n"
@@ -87,7 +89,10 @@ class Wire:
 
 
 class Puppet:
-    """The server; `play(wire)` sends to each client what it likes until it returns. A context manager."""
+    """The server; `play(wire)` sends to each client what it likes until it returns. A context manager.
+
+    Who wants UDP gets nothing at all, as behind a firewall.
+    """
 
     def __init__(self, play: Callable[[Wire], None]) -> None:
         self._play = play
@@ -152,7 +157,8 @@ def _reply(request: str) -> bytes:
     if method == "DESCRIBE":
         return f"{head}Content-Type: application/sdp\r\nContent-Length: {len(_SDP)}\r\n\r\n{_SDP}".encode()
     if method == "SETUP":
-        head += "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+        ports = re.search(r"client_port=\d+-\d+", request)
+        head += f"Transport: RTP/AVP;unicast;{ports[0]};server_port=9-10\r\n" if ports else _INTERLEAVED
     return f"{head}\r\n".encode()
 
 

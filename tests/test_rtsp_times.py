@@ -146,3 +146,10 @@ def test_a_camera_of_which_few_frames_are_wanted_is_not_stalled() -> None:
         view.wait_for_frames(2)
         assert view.states == [Status.WAITING, Status.ONLINE]
         assert view.source.ring.drops["fps"] > 60
+
+
+def test_a_firewall_that_stops_udp_is_hinted_at(monkeypatch) -> None:
+    monkeypatch.setattr(rtsp, "OPEN_S", 0.5)
+    with Puppet(lambda wire: wire.pause_until(60)) as puppet, watch(puppet, transport="udp") as view:
+        view.wait_for(Status.OFFLINE)
+        assert "over UDP; where a firewall stops that, use transport tcp" in str(view.source.error)

@@ -119,7 +119,7 @@ class RtspCamera:
         if not container.streams.video:
             container.close()
             raise SourceError(f"{self.name}: the camera sends no video")
-        self._last = RtspReader(self.name, container, self._silent_s)
+        self._last = RtspReader(self.name, container, self._silent_s, self._transport)
         return self._last
 
     def _learn(self) -> None:
@@ -149,8 +149,11 @@ class RtspReader:
 
     live = True
 
-    def __init__(self, name: str, container: av.container.InputContainer, silent_s: float) -> None:
+    def __init__(
+        self, name: str, container: av.container.InputContainer, silent_s: float, transport: str = "tcp"
+    ) -> None:
         self.name = name
+        self._transport = transport
         self.silent_s = silent_s
         self.packets = 0
         self.decoded = 0
@@ -186,7 +189,7 @@ class RtspReader:
                 arrived_ns = time.monotonic_ns()
                 silent_s, heard_ns = (arrived_ns - heard_ns) / 1e9, arrived_ns
                 if silent_s >= self.silent_s:  # FFmpeg hands out what it had half of, and would wait once more
-                    raise DisconnectedError(f"{self.name}: sent nothing for {silent_s:.1f} s")
+                    raise DisconnectedError(f"{self.name}: {self._silence(silent_s)}")
                 if packet.size:
                     self.packets += 1
                     count = self.decoded
@@ -195,7 +198,7 @@ class RtspReader:
                 self._check(arrived_ns, decoded_ns)
         except (FFmpegError, OSError) as error:
             silent_s = (time.monotonic_ns() - heard_ns) / 1e9
-            text = f"sent nothing for {silent_s:.1f} s" if silent_s >= self.silent_s else _explain(error)
+            text = self._silence(silent_s) if silent_s >= self.silent_s else _explain(error)
             raise DisconnectedError(f"{self.name}: {text}") from None  # its own text holds the password
         lasted_s = (time.monotonic_ns() - began_ns) / 1e9
         raise DisconnectedError(f"{self.name}: the camera closed the connection after {lasted_s:.1f} s")
@@ -203,6 +206,11 @@ class RtspReader:
     def close(self) -> None:
         """Close the connection."""
         self._container.close()
+
+    def _silence(self, silent_s: float) -> str:
+        blocked = self._transport == "udp" and not self.packets
+        advice = " over UDP; where a firewall stops that, use transport tcp" if blocked else ""
+        return f"sent nothing for {silent_s:.1f} s{advice}"
 
     def _check(self, now_ns: int, decoded_ns: int) -> None:
         """Raise where packets come and no picture of them can be used."""
