@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ class Webcam:
 
 
 def _open(device: int | str) -> cv2.VideoCapture:
-    return cv2.VideoCapture(device)
+    """On Linux by V4L2 alone: given a path, OpenCV would have FFmpeg read the device as a file first."""
+    return cv2.VideoCapture(device, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
 
 
 def _given(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
