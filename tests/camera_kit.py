@@ -192,9 +192,12 @@ class Gate:
         connections: how many clients came.
     """
 
-    def __init__(self, target: int = 0, answer: Callable[[bytes], bytes | None] | None = None) -> None:
+    def __init__(
+        self, target: int = 0, answer: Callable[[bytes], bytes | None] | None = None, piece: int = 65536
+    ) -> None:
         """`answer` looks at each piece from the client first; what it returns is sent back instead of asking the
-        server."""
+        server. Bytes pass in pieces of `piece` at most."""
+        self._piece = piece
         self.spoil: Callable[[bytes], bytes] | None = None
         self.held = threading.Event()
         self.connections = 0
@@ -238,7 +241,7 @@ class Gate:
 
     def _pass_on(self, ready: socket.socket, client: socket.socket, server: socket.socket) -> bool:
         try:
-            data = ready.recv(65536)
+            data = ready.recv(self._piece)
             if not data:
                 return False
             if ready is server:
