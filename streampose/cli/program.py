@@ -59,6 +59,8 @@ def main() -> NoReturn:
     try:
         code = app(prog_name="streampose", standalone_mode=False)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
     except Exception as error:
         code = _report(error, debug)
     if code == _INTERRUPTED:
