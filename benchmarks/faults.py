@@ -1,8 +1,8 @@
 """What faults cost: `python benchmarks/faults.py [--server files|gstreamer] [--repeat 5]`.
 
 A camera of a real RTSP server on this machine (30 fps, a key frame a second), through the bundled model; the server is
-killed and started again, frozen, and inference made slower than the camera. Prints a line of JSON a fault, with the
-worst of all repetitions.
+killed and started again, frozen, and inference and the network made slower than the camera. Prints a line of JSON a
+fault, with the worst of all repetitions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streampose.sources import Camera, Status, open_sources
 from streampose.types import PoseFrame
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from camera_kit import Server, file_server, gst_server, make_clip, wait_for
+from camera_kit import Gate, Server, file_server, gst_server, make_clip, wait_for
 
 
 class View:
@@ -135,20 +135,54 @@ def overload(server: Server) -> dict[str, float]:
         }
 
 
+def narrow(server: Server) -> dict[str, float]:
+    """A network that brings six tenths of what the camera sends, for thirty seconds."""
+    passed = 0
+
+    def measure(data: bytes) -> bytes:
+        nonlocal passed
+        passed += len(data)
+        return data
+
+    def hold_up(data: bytes) -> bytes:
+        time.sleep(len(data) / rate)
+        return data
+
+    with Gate(server.port, piece=2048) as gate:
+        gate.spoil = measure
+        url = server.url.replace(f":{server.port}/", f":{gate.port}/")
+        with viewing(url) as view:
+            view.more(30)
+            began, before = time.monotonic(), passed
+            view.more(90)
+            rate = 0.6 * (passed - before) / (time.monotonic() - began)
+            count = len(view.frames)
+            gate.spoil = hold_up
+            threading.Event().wait(30)
+            return {
+                "results": len(view.frames) - count,
+                "latency_worst_ms": float(view.ages_ms(count).max()),
+                "reconnects": view.source.reconnects,
+            }
+
+
+FAULTS = (connect, kill, freeze, overload, narrow)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=["files", "gstreamer"], default="files")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--fault", nargs="+", choices=["connect", "kill", "freeze", "overload"], default=None)
+    parser.add_argument("--fault", nargs="+", choices=[fault.__name__ for fault in FAULTS], default=None)
     asked = parser.parse_args()
-    faults = [fault for fault in (connect, kill, freeze, overload) if not asked.fault or fault.__name__ in asked.fault]
+    faults = [fault for fault in FAULTS if not asked.fault or fault.__name__ in asked.fault]
     with tempfile.TemporaryDirectory() as folder:
         make_clip(Path(folder) / "clip.mp4", seconds=20, size=(240, 320))
         server = gst_server() if asked.server == "gstreamer" else file_server(Path(folder), "clip.mp4?play_count=0")
         with server:
             for fault in faults:
-                times = asked.repeat if fault is not overload else 1
+                times = asked.repeat if fault not in (overload, narrow) else 1
                 found = [fault(server) for _ in range(times)]
                 worst = {key: round(max(one[key] for one in found), 3) for key in found[0]}
                 print(

@@ -314,13 +314,13 @@ def _joined(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def camera_line(camera: CameraState) -> str:
-    """One camera of a run as a line for people to read."""
+def camera_line(camera: CameraState, width: int = 16) -> str:
+    """One camera of a run as a line for people to read; its name takes so many columns."""
     dropped = sum(camera.dropped.values())
     age = f"{camera.age_s:.1f} s ago" if camera.age_s is not None else "no frame yet"
     why = f"  {camera.error}" if camera.error and camera.state in ("offline", "waiting") else ""
     return (
-        f"{camera.name:<16} {camera.state:<8} {camera.fps:>5.4g} fps  {age}, {dropped} dropped, "
+        f"{camera.name:<{width}} {camera.state:<8} {camera.fps:>5.4g} fps  {age}, {dropped} dropped, "
         f"{camera.reconnects} reconnects  {camera.uri}{why}\n"
     )
 

@@ -24,7 +24,8 @@ _ANSWER_S = 10.0
 _KINDS: dict[int, type[StreamposeError]] = {
     kind.exit_code: kind for kind in (UsageError, SourceError, ModelError, OutputError)
 }
-_LOOK_S = 0.5
+_LOOK_S = 0.1
+_REQUEST_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -133,19 +134,23 @@ class ControlServer:
             self._pipeline.fail(error)
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(_LOOK_S)
+        connection.settimeout(_REQUEST_S)
         with contextlib.suppress(OSError):  # whoever asked went away
             line = _read_line(connection)
-            connection.sendall(msgspec.json.encode(self._answer(line)) + b"\n")
+            connection.sendall(self._answer(line))
 
-    def _answer(self, line: bytes) -> Answer:
+    def _answer(self, line: bytes) -> bytes:
+        """The answer to a line, as a line; no request ends the run, whatever is in it."""
         try:
-            request = msgspec.json.decode(line, type=Request)
-            return self._do(request)
+            answer = self._do(msgspec.json.decode(line, type=Request))
         except StreamposeError as error:
-            return Answer(error=redact(str(error)), exit_code=error.exit_code)
+            answer = Answer(error=redact(str(error)), exit_code=error.exit_code)
         except msgspec.MsgspecError as error:
-            return Answer(error=f"not a request: {error}", exit_code=UsageError.exit_code)
+            answer = Answer(error=f"not a request: {error}", exit_code=UsageError.exit_code)
+        except Exception as error:
+            log.debug("a request failed", exc_info=True)
+            answer = Answer(error=redact(f"unexpected {type(error).__name__}: {error}"), exit_code=1)
+        return msgspec.json.encode(answer) + b"\n"
 
     def _do(self, request: Request) -> Answer:
         if request.do == "list":
@@ -168,6 +173,7 @@ def ask(path: Path, request: Request) -> Answer:
         StreamposeError: it could not be done.
     """
     try:
+        _check_owner(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_ANSWER_S)
             connection.connect(str(path))
@@ -181,6 +187,12 @@ def ask(path: Path, request: Request) -> Answer:
     if answer.error is not None:
         raise _KINDS.get(answer.exit_code, StreamposeError)(answer.error)
     return answer
+
+
+def _check_owner(path: Path) -> None:
+    """Raise UsageError where the socket is of another user, who would get to know the cameras' passwords."""
+    if hasattr(os, "getuid") and os.getuid() and path.stat().st_uid not in (0, os.getuid()):
+        raise UsageError(f"{path} belongs to another user; name the socket of your own run with --control")
 
 
 def _read_line(connection: socket.socket) -> bytes:

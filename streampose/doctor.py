@@ -191,6 +191,9 @@ def look_at_source(camera: Camera, seconds: float) -> Finding:
         seen = probe(camera, seconds)
     except StreamposeError as error:
         return Finding(area="source", verdict="problem", text=redact(str(error)), mend=_mend(str(error)))
+    except Exception as error:
+        text = redact(f"{camera.uri}: the look failed with {type(error).__name__}: {error}")
+        return Finding(area="source", verdict="problem", text=text, mend=_mend(""))
     size = f"{seen.width}x{seen.height}"
     parts = [f"{seen.name}: {size}", *([seen.codec] if seen.codec else []), f"{seen.fps:g} fps"]
     parts.append(f"first picture after {seen.first_picture_s * 1e3:.0f} ms, decoding {seen.decode_ms:.1f} ms a picture")
@@ -220,6 +223,7 @@ def _mend(error: str) -> str:
         ("no host is called", "use the camera's IP address, or mend the name in the DNS"),
         ("no such camera", "ls /dev/video*; sudo usermod -aG video $USER, then log in again"),
         ("no such file", "give the path of a file that is there"),
+        ("cannot be read (Permission denied)", "chmod a+r FILE, or run as a user who may read it"),
     ):
         if words in error:
             return mend

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from streampose.follower import Follower
+from streampose.metrics import Metrics, SourceSummary
 from streampose.regions import Region
 from streampose.sources import Source, Status
 from streampose.types import Frame
@@ -51,6 +52,20 @@ class Lane:
         """It has a frame."""
         return len(self.source.ring) > 0 and not self.done
 
+    def summarise(self, metrics: Metrics) -> SourceSummary:
+        """What became of it so far."""
+        source = self.source
+        return SourceSummary(
+            frames=self.frames,
+            dropped=source.ring.drops,
+            outcome=str(source.outcome),
+            error=str(source.error) if source.error else None,
+            reconnects=source.reconnects,
+            epoch=source.epoch,
+            latency=metrics.latency(source.id),
+            age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
+        )
+
 
 class Lanes:
     """The lanes of a run, by source id. Any thread may look and ask; one takes the frames.
@@ -87,6 +102,16 @@ class Lanes:
         """Let a lane go."""
         with self._lock:
             del self._lanes[source_id]
+
+    def names_after(self, asked: Iterable[Source | str]) -> list[str]:
+        """The ids of the sources once some are added and others, which are named, removed."""
+        names = [lane.source.id for lane in self]
+        for change in asked:
+            if isinstance(change, str):
+                names.remove(change)
+            else:
+                names.append(change.id)
+        return names
 
     def take(self, most: int, wait_s: float) -> list[tuple[Lane, Frame]]:
         """One frame of each lane that has one; the lane that was served longest ago comes first.

@@ -3,6 +3,8 @@ for whoever restarts what is stuck."""
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 import time
 from http import HTTPStatus
@@ -18,6 +20,8 @@ from streampose.pipeline import Pipeline
 from streampose.ticker import STUCK_S
 
 _REQUEST_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +95,14 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     pipeline: Pipeline
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Leave the log to what matters: most often somebody asked and did not wait for the answer."""
+        log.debug("a request of %s failed", client_address, exc_info=True)
+
 
 class _Handler(BaseHTTPRequestHandler):
     timeout = _REQUEST_S
@@ -109,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there are /metrics, /health and /live\n")
 
+    def do_HEAD(self) -> None:
+        """The same without what they say."""
+        self.do_GET()
+
     def log_message(self, format: str, *_: object) -> None:
         """Say nothing: a scrape every few seconds is no news."""
 
@@ -117,4 +133,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -16,7 +16,7 @@ from types import TracebackType
 import zmq
 
 from streampose.endpoint import Endpoint, to_publish_at
-from streampose.errors import OutputError
+from streampose.errors import OutputError, StreamposeError
 from streampose.gate import Gate
 from streampose.messages import SCHEMA, SOURCES_LIMIT, Heartbeat, Parts
 from streampose.wire import encode_heartbeat
@@ -48,6 +48,7 @@ class Outlet:
         keys: folder of keys: only those on its allow list may subscribe, and all is encrypted.
         insecure: allow an endpoint that other machines reach without keys.
         heartbeat_s: seconds between heartbeats.
+        on_crash: is told, by the sending thread, when that ends in an error.
 
     Attributes:
         endpoint: where it listens.
@@ -66,11 +67,13 @@ class Outlet:
         keys: Path | None = None,
         insecure: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
+        on_crash: Callable[[StreamposeError], None] | None = None,
     ) -> None:
         where = to_publish_at(endpoint, keys is not None, insecure)
         self.run_id = uuid.uuid4().hex
         self.subscribed = threading.Event()
         self._heartbeat_s = heartbeat_s
+        self._on_crash = on_crash
         self._lock = threading.Lock()
         self._queue: deque[Parts] = deque()
         self._urgent: dict[bytes, Parts] = {}
@@ -96,7 +99,7 @@ class Outlet:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._thread = threading.Thread(target=self._serve, name="publish", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
         self._thread.start()
 
     def _bind(self, where: Endpoint | str) -> zmq.Socket[bytes]:
@@ -178,6 +181,16 @@ class Outlet:
             self._wake_in.send(b"\0")
         except (BlockingIOError, OSError):
             return  # full: the thread is awake already; closed: there is no thread
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            if self._on_crash is None:
+                raise
+            failure = OutputError(f"publishing at {self.endpoint} crashed with {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._on_crash(failure)
 
     def _serve(self) -> None:
         """The thread: everything that touches the sockets between bind and close."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from streampose.errors import StreamposeError
 from streampose.publish import Publisher
 from streampose.types import Frame
 
@@ -21,10 +23,16 @@ QUALITY = 72
 
 
 class Pictures:
-    """Sends pictures of the frames that `offer` gets, through a thread of its own. A context manager."""
+    """Sends pictures of the frames that `offer` gets, through a thread of its own. A context manager.
 
-    def __init__(self, publisher: Publisher) -> None:
+    Args:
+        publisher: who sends them.
+        on_crash: is told, by that thread, when it ends in an error.
+    """
+
+    def __init__(self, publisher: Publisher, on_crash: Callable[[StreamposeError], None]) -> None:
         self._publisher = publisher
+        self._on_crash = on_crash
         self._news = threading.Condition()
         self._waiting: dict[str, Frame] = {}
         self._due_s: dict[str, float] = {}
@@ -54,6 +62,14 @@ class Pictures:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._send()
+        except Exception as error:
+            failure = StreamposeError(f"the stage of pictures crashed with {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._on_crash(failure)
+
+    def _send(self) -> None:
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._waiting or self._closing)

@@ -20,6 +20,7 @@ from streampose.follower import Follower, Track, WholeFrame
 from streampose.lanes import Lane, Lanes
 from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector
+from streampose.redact import redact
 from streampose.regions import inside
 from streampose.ring import Drop
 from streampose.rounds import RoundSize
@@ -34,7 +35,7 @@ LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
 DRAIN_S = 0.8
 """How long the frames that wait are still estimated once the run is to end."""
-_LEAVE_S = 1.4
+_LEAVE_S = 1.0
 _WAKE_S = 0.1
 _REMEMBERED = 1000
 
@@ -99,8 +100,7 @@ class Pipeline:
         self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
         self._gone: dict[str, SourceSummary] = {}
         self._asking = threading.Lock()
-        self._coming: deque[Source] = deque()
-        self._going: deque[str] = deque()
+        self._asked: deque[Source | str] = deque()
         for source in sources:
             self._lanes.add(self._lane(source))
 
@@ -165,7 +165,7 @@ class Pipeline:
         with self._asking:
             if self._stop.is_set() or self._ended_s is not None:
                 raise UsageError("the run is ending; no source can be added")
-            taken = {source.id for source in (*self.sources, *self._coming)}
+            taken = self._lanes.names_after(self._asked)
             if isinstance(source, Camera) and source.name in taken:
                 raise UsageError(f"there is a source called {source.name} already; remove it first")
             (opened,) = open_sources([source], taken=taken)
@@ -175,7 +175,7 @@ class Pipeline:
             except BaseException:
                 opened.close()
                 raise
-            self._coming.append(opened)
+            self._asked.append(opened)
         self._lanes.wake.set()
         return opened.id
 
@@ -186,17 +186,17 @@ class Pipeline:
             UsageError: there is no such source.
         """
         with self._asking:
-            known = [source.id for source in (*self.sources, *self._coming) if source.id not in self._going]
+            known = self._lanes.names_after(self._asked)
             if source_id not in known:
                 raise UsageError(f"there is no source called {source_id}; there are: {', '.join(known) or 'none'}")
-            self._going.append(source_id)
+            self._asked.append(source_id)
         self._lanes.wake.set()
 
     def summary(self) -> RunSummary:
         """What was measured so far."""
         ended_s = self._ended_s or time.perf_counter()
         batches = self.metrics.batches()
-        sources = {lane.source.id: self._summarise(lane) for lane in self._lanes}
+        sources = {lane.source.id: lane.summarise(self.metrics) for lane in self._lanes}
         return RunSummary(
             frames=self.metrics.count("frames"),
             poses=self.metrics.count("poses"),
@@ -210,19 +210,6 @@ class Pipeline:
     def counts(self) -> dict[str, tuple[int, int]]:
         """By source: results so far, and people in the last one."""
         return {lane.source.id: (lane.frames, lane.people) for lane in self._lanes}
-
-    def _summarise(self, lane: Lane) -> SourceSummary:
-        source = lane.source
-        return SourceSummary(
-            frames=lane.frames,
-            dropped=source.ring.drops,
-            outcome=str(source.outcome),
-            error=str(source.error) if source.error else None,
-            reconnects=source.reconnects,
-            epoch=source.epoch,
-            latency=self.metrics.latency(source.id),
-            age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
-        )
 
     def _lane(self, source: Source) -> Lane:
         self._check_lookahead(source)
@@ -256,7 +243,7 @@ class Pipeline:
             return any(not lane.done for lane in self._lanes)
         if self.settings.keep_open and not len(self._lanes):
             return True
-        return bool(self._coming) or any(not lane.done for lane in self._lanes)
+        return bool(self._asked) or any(not lane.done for lane in self._lanes)
 
     def _end(self) -> None:
         """Stop all readers, and wait for them together."""
@@ -268,8 +255,9 @@ class Pipeline:
             source.join(max(0.0, leave_s - time.monotonic()))
         with self._asking:
             self._ended_s = time.perf_counter()
-            for source in self._coming:
-                source.close()
+            for asked in self._asked:
+                if isinstance(asked, Source):
+                    asked.close()
 
     def _check(self) -> None:
         """Raise what must end the run."""
@@ -278,40 +266,47 @@ class Pipeline:
         for source in self.sources:
             if source.crash is not None:
                 text = f"{source.id}: the reading stage crashed with {type(source.crash).__name__}: {source.crash}"
-                raise StreamposeError(text) from source.crash
+                raise StreamposeError(redact(text)) from source.crash
         if self._opened or self.settings.keep_trying or self._stop.is_set():
             return
         refused = [source.error for source in self.sources if source.refused]
-        if refused and len(refused) == len(self._lanes) and not self._coming:
+        if refused and len(refused) == len(self._lanes) and not self._asked:
             raise refused[0] or SourceError("no source could be opened")
 
     def _admit(self) -> Iterator[Result]:
-        """Take in and let go what was asked for meanwhile."""
-        while self._coming:
-            with self._asking:
-                source = self._coming.popleft()
-                before = self._gone.pop(source.id, None)
-                if before is not None:
-                    source.epoch = before.epoch + 1
-                lane = self._lane(source)
-                self._lanes.add(lane)
-            self._begin(lane)
-            log.info("%s: added", source.id, extra={"source": source.id})
-        while self._going:
-            source_id = self._going[0]
-            lane = self._lanes[source_id]
-            lane.source.stop()
-            lane.source.ring.clear(Drop.STOPPED)
-            yield from self._flush(lane)
-            with self._asking:
-                self._going.popleft()
-                self._lanes.remove(source_id)
-                self._gone[source_id] = replace(self._summarise(lane), outcome=str(Outcome.STOPPED))
-                while len(self._gone) > _REMEMBERED:
-                    del self._gone[next(iter(self._gone))]
-            self._estimator.forget(source_id)
-            self.metrics.forget(source_id)
-            log.info("%s: removed", source_id, extra={"source": source_id})
+        """Take in and let go what was asked for meanwhile, in that order."""
+        while self._asked:
+            asked = self._asked[0]
+            if isinstance(asked, str):
+                yield from self._let_go(asked)
+            else:
+                self._take_in(asked)
+
+    def _take_in(self, source: Source) -> None:
+        with self._asking:
+            self._asked.popleft()
+            before = self._gone.pop(source.id, None)
+            if before is not None:
+                source.epoch = before.epoch + 1
+            lane = self._lane(source)
+            self._lanes.add(lane)
+        self._begin(lane)
+        log.info("%s: added", source.id, extra={"source": source.id})
+
+    def _let_go(self, source_id: str) -> Iterator[Result]:
+        lane = self._lanes[source_id]
+        lane.source.stop()
+        lane.source.ring.clear(Drop.STOPPED)
+        yield from self._flush(lane)
+        with self._asking:
+            self._asked.popleft()
+            self._lanes.remove(source_id)
+            self._gone[source_id] = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
+            while len(self._gone) > _REMEMBERED:
+                del self._gone[next(iter(self._gone))]
+        self._estimator.forget(source_id)
+        self.metrics.forget(source_id)
+        log.info("%s: removed", source_id, extra={"source": source_id})
 
     def _drain(self) -> None:
         """Let the readers end, and what waits when time is over be dropped and counted."""

@@ -11,7 +11,7 @@ from streampose.errors import SourceError
 from streampose.ring import Drop
 from streampose.sources import Camera
 from streampose.sources.opening import connect
-from streampose.sources.reader import Picture, Reader
+from streampose.sources.reader import Reader
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +60,8 @@ def probe(camera: Camera, seconds: float = 5.0) -> Probe:
 
 
 def _measure(reader: Reader, began_s: float, seconds: float) -> Probe:
-    pictures: list[Picture] = []
+    arrived_s: list[float] = []  # numbers alone: pictures would fill the memory
+    ages_ms: list[float] = []
     decode_s: list[float] = []
     first_s = 0.0
     height = width = damaged = 0
@@ -70,19 +71,20 @@ def _measure(reader: Reader, began_s: float, seconds: float) -> Probe:
                 started = time.perf_counter()
                 image = picture.load()
                 decode_s.append(picture.decode_s + time.perf_counter() - started)
-                if not pictures:
+                if not arrived_s:
                     first_s, (height, width) = time.monotonic() - began_s, image.shape[:2]
-                pictures.append(picture)
+                arrived_s.append(picture.arrived_ns / 1e9)
+                if picture.captured_ns is not None:
+                    ages_ms.append((picture.arrived_ns - picture.captured_ns) / 1e6)
             damaged += picture.drop is Drop.DAMAGED
             if time.monotonic() - began_s - first_s > seconds:
                 break
     except SourceError:
-        if not pictures:
+        if not arrived_s:
             raise
-    if not pictures:
+    if not arrived_s:
         raise SourceError(f"{reader.name}: no picture that can be decoded")
-    steps_s = np.diff([picture.arrived_ns for picture in pictures]) / 1e9
-    ages_ms = [(p.arrived_ns - p.captured_ns) / 1e6 for p in pictures if p.captured_ns is not None]
+    steps_s = np.diff(arrived_s)
     steady = reader.live and len(steps_s) > 1
     return Probe(
         name=reader.name,
@@ -95,6 +97,6 @@ def _measure(reader: Reader, began_s: float, seconds: float) -> Probe:
         latency_ms=round(float(np.median(ages_ms)), 1) if ages_ms else None,
         decode_ms=round(float(np.median(decode_s) * 1e3), 2),
         clock="rtcp" if ages_ms else "arrival",
-        pictures=len(pictures),
+        pictures=len(arrived_s),
         damaged=damaged,
     )

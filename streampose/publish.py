@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from streampose.endpoint import DEFAULT_ENDPOINT
+from streampose.errors import StreamposeError
 from streampose.messages import SCHEMA, Hello, PictureHeader, State, Status
 from streampose.outlet import HEARTBEAT_S, Outlet
 from streampose.skeleton import SKELETONS
@@ -28,6 +29,7 @@ class Publisher:
         insecure: allow an endpoint that other machines reach without keys.
         smoothed: the poses are filtered over time, not raw.
         heartbeat_s: seconds between heartbeats.
+        on_crash: see `Outlet`.
 
     Attributes:
         endpoint: where it listens.
@@ -48,8 +50,9 @@ class Publisher:
         insecure: bool = False,
         smoothed: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
+        on_crash: Callable[[StreamposeError], None] | None = None,
     ) -> None:
-        self._outlet = Outlet(endpoint, keys=keys, insecure=insecure, heartbeat_s=heartbeat_s)
+        self._outlet = Outlet(endpoint, keys=keys, insecure=insecure, heartbeat_s=heartbeat_s, on_crash=on_crash)
         self.endpoint = self._outlet.endpoint
         self.run_id = self._outlet.run_id
         self._model = model

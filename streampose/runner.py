@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -99,7 +100,7 @@ def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | Non
         if not path.parent.is_dir():
             raise OutputError(f"{option} {path}: there is no folder {path.parent}")
         for source in sources:
-            if path.exists() and Path(source).exists() and path.samefile(source):
+            if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
                 raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
 
 
@@ -149,9 +150,10 @@ def run_pipeline(
                 keys=options.keys,
                 insecure=options.insecure,
                 smoothed=options.smooth is not None,
+                on_crash=pipeline.fail,
             )
             outputs.append(_of_poses(stack.enter_context(publisher).publish))
-            outputs.append(_of_frame(stack.enter_context(Pictures(publisher)).offer))
+            outputs.append(_of_frame(stack.enter_context(Pictures(publisher, pipeline.fail)).offer))
             log.info("publishing at %s", publisher.endpoint)
         if options.save is not None:
             outputs.append(_of_poses(stack.enter_context(PeopleWriter(options.save)).write))
@@ -200,7 +202,8 @@ def _serve(options: RunOptions, pipeline: Pipeline, stack: ExitStack) -> None:
         from streampose.monitor import Monitor
 
         monitor = stack.enter_context(Monitor(pipeline, options.metrics_port, options.metrics_host))
-        log.info("figures at http://%s:%d/metrics", options.metrics_host, monitor.port)
+        host = f"[{options.metrics_host}]" if ":" in options.metrics_host else options.metrics_host
+        log.info("figures at http://%s:%d/metrics", host, monitor.port)
 
 
 def _of_poses(put: Callable[[PoseFrame], None]) -> Callable[[Result], None]:

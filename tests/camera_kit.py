@@ -12,12 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import av
 import numpy as np
+
+from streampose.sources import Source, Status
+from streampose.types import Frame
 
 WAIT_S = 15.0
 GST_PYTHON = "/usr/bin/python3"
@@ -66,6 +70,49 @@ def make_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@dataclass
+class Viewer:
+    """Takes a source's frames in a thread, as inference would. A context manager."""
+
+    source: Source
+    frames: list[Frame] = field(default_factory=list)
+    ages_s: list[float] = field(default_factory=list)
+    states: list[Status] = field(default_factory=list)
+
+    def __enter__(self) -> Viewer:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.source.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.source.stop()
+        self._thread.join()
+        self.source.__exit__(None, None, None)
+
+    def _look(self) -> None:
+        while not self._stop.is_set():
+            frame = self.source.read(0.01)
+            if frame is not None:
+                self.frames.append(frame)
+                self.ages_s.append((time.monotonic_ns() - frame.captured_ns) / 1e9)
+            status = self.source.status
+            if not self.states or self.states[-1] is not status:
+                self.states.append(status)
+
+    def wait_for(self, status: Status, timeout_s: float = 10.0) -> float:
+        return wait_for(lambda: self.source.status is status, timeout_s)
+
+    def wait_for_frames(self, count: int, timeout_s: float = 10.0) -> float:
+        goal = len(self.frames) + count
+        return wait_for(lambda: len(self.frames) >= goal, timeout_s)
+
+    def wait_for_epoch(self, epoch: int, timeout_s: float = 10.0) -> float:
+        return wait_for(lambda: bool(self.frames) and self.frames[-1].epoch >= epoch, timeout_s)
 
 
 class Server:
@@ -145,9 +192,12 @@ class Gate:
         connections: how many clients came.
     """
 
-    def __init__(self, target: int = 0, answer: Callable[[bytes], bytes | None] | None = None) -> None:
+    def __init__(
+        self, target: int = 0, answer: Callable[[bytes], bytes | None] | None = None, piece: int = 65536
+    ) -> None:
         """`answer` looks at each piece from the client first; what it returns is sent back instead of asking the
-        server."""
+        server. Bytes pass in pieces of `piece` at most."""
+        self._piece = piece
         self.spoil: Callable[[bytes], bytes] | None = None
         self.held = threading.Event()
         self.connections = 0
@@ -191,7 +241,7 @@ class Gate:
 
     def _pass_on(self, ready: socket.socket, client: socket.socket, server: socket.socket) -> bool:
         try:
-            data = ready.recv(65536)
+            data = ready.recv(self._piece)
             if not data:
                 return False
             if ready is server:

@@ -58,7 +58,7 @@ def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
         ('[[camera]]\nuri = "demo"\nfps = "many"', "Expected `float"),
         ('[[camera]]\nuri = "demo"\ndetect_every = 0', "detect_every is at least 1"),
         ('[[camera]]\nuri = "demo"\nlookahead = -1', "lookahead is 0 or more"),
-        ('[[camera]]\nuri = "demo"\ntransport = "pigeon"', "pigeon"),
+        ('[[camera]]\nuri = "demo"\ntransport = "pigeon"', "transport is tcp or udp, not 'pigeon'"),
         ('[[camera]]\nuri = "demo"\nname = "a b"', "no blanks"),
         ('[[camera]]\nuri = "demo"\nregions = [[[0, 0], [1, 1]]]', "three corners"),
         ('[[camera]]\nuri = "demo"\nregions = [[[0, 0], [1, 1], [2, 0]]]', "in 0..1"),
@@ -80,8 +80,9 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
         read_cameras(tmp_path / "no.toml")
 
 
-def test_a_camera_never_shows_its_password() -> None:
-    assert "secret" not in repr(make_camera(uri="rtsp://me:secret@h/x"))
+@pytest.mark.parametrize("uri", ["rtsp://me:secret@h/x", "rtsp://me:more secret@h/x", "rtsp:/me:secret@h/x"])
+def test_a_camera_never_shows_its_password(uri: str) -> None:
+    assert "secret" not in repr(make_camera(uri=uri))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,11 @@ def test_a_camera_never_shows_its_password() -> None:
         ("the key=value of this text is no URL", "the key=value of this text is no URL"),
         ("rtsp://h/live?token=***: nothing listens", "rtsp://h/live?token=***: nothing listens"),
         ("rtsp://h/monkey=1", "rtsp://h/monkey=1"),
+        ("rtsp://me:se cr@t@h:9/x: no answer", "rtsp://***@h:9/x: no answer"),
+        ("rtsp://h:554/x: a; rtsp://me:secret@g/y", "rtsp://h:554/x: a; rtsp://***@g/y"),
+        ("rtsp:/me:secret@h/x: no such file", "***@h/x: no such file"),
+        ("me:secret@h/x: no such file", "***@h/x: no such file"),
+        ("rtsp://h/a?usr=me&pwd=sec/ret, and", "rtsp://h/a?usr=***&pwd=***, and"),
     ],
 )
 def test_credentials_are_hidden_wherever_a_url_has_them(text: str, shown: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import streampose
-from streampose.cli import program
+from streampose.cli import commands, program
 from streampose.publish import Publisher
 from streampose.redact import redact
 from streampose.types import Pose, PoseFrame
@@ -47,7 +47,7 @@ def call(monkeypatch, capsys):
     def main(*args):
         monkeypatch.setattr(sys, "argv", ["streampose", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
-            program.main()
+            commands.main()
         shown = capsys.readouterr()
         return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
 
@@ -155,6 +155,21 @@ def test_the_unexpected_is_one_line_unless_debug(monkeypatch, call):
     shown = call("--debug", "run").stderr
     assert "Traceback" in shown
     assert "word" not in shown
+
+
+def test_ctrl_c_while_it_is_still_starting_is_no_traceback():
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from streampose.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_redact_leaves_other_text_alone():

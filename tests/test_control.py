@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 import threading
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from streampose.control import Answer, ControlServer, Request, ask, default_path
-from streampose.errors import OutputError, SourceError, UsageError
+from streampose.errors import OutputError, SourceError, StreamposeError, UsageError
 from streampose.pipeline import Pipeline
 from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
@@ -110,6 +111,37 @@ def test_nonsense_is_answered_and_does_no_harm(path: Path, line: bytes) -> None:
     assert answer.error
     assert answer.exit_code == 2
     assert names(path) == ["one"]
+
+
+def test_what_cannot_be_opened_never_ends_the_run(path: Path, monkeypatch) -> None:
+    for uri, text in (("~nobody-of-that-name/x", "home"), ("x" * 5000, "too long"), ("a\0b", "no such file")):
+        with pytest.raises(SourceError, match=text):
+            ask(path, Request(do="add", camera=Camera(uri=uri)))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("at rtsp://me:secret@h/x")
+
+    monkeypatch.setattr(Pipeline, "add", fail)
+    with pytest.raises(StreamposeError, match=r"unexpected ZeroDivisionError: at rtsp://\*\*\*@h/x"):
+        ask(path, Request(do="add", camera=Camera(uri="demo")))
+    assert names(path) == ["one"]
+
+
+def test_what_was_removed_may_be_added_at_once(path: Path) -> None:
+    for _ in range(3):
+        ask(path, Request(do="remove", name="one"))
+        assert ask(path, Request(do="add", camera=Camera(uri=TESTSRC, name="one"))).name == "one"
+        ask(path, Request(do="add", camera=Camera(uri=TESTSRC, name="two")))
+        ask(path, Request(do="remove", name="two"))
+    until(path, ["one"])
+
+
+def test_a_password_goes_to_no_socket_of_another_user(path: Path, monkeypatch) -> None:
+    if os.getuid() == 0:
+        os.chown(path, 4711, -1)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        ask(path, Request(do="add", camera=Camera(uri="rtsp://me:secret@h/x")))
 
 
 def test_who_hangs_up_does_no_harm(path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
+import weakref
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streampose import doctor
 from streampose.doctor import examine, look_at_packages, look_at_ports, look_at_source
 from streampose.errors import SourceError
 from streampose.probe import probe
-from streampose.sources import Camera
+from streampose.sources import Camera, Picture
 
 sys.path.insert(0, str(Path(__file__).parent))
 from camera_kit import file_server, free_port, make_clip
@@ -81,6 +85,45 @@ def test_a_camera_is_measured(tmp_path: Path) -> None:
 def test_a_file_is_looked_at_too(make_video) -> None:
     seen = probe(Camera(uri=str(make_video(frames=20))))
     assert (seen.width, seen.height, seen.fps, seen.jitter_ms, seen.pictures) == (160, 120, 25, None, 20)
+
+
+def test_pictures_are_looked_at_and_let_go(monkeypatch) -> None:
+    alive: weakref.WeakSet[Picture] = weakref.WeakSet()
+    most = 0
+
+    class Camera4K:
+        name, live, fps = "camera", True, 30.0
+
+        def pictures(self):
+            nonlocal most
+            for number in range(50):
+                picture = Noted(partial(np.zeros, (4, 4, 3), np.uint8), number / 30, time.monotonic_ns(), 0.0)
+                alive.add(picture)
+                most = max(most, len(alive))
+                yield picture
+
+        def close(self):
+            pass
+
+    class Noted(Picture):
+        pass
+
+    monkeypatch.setattr("streampose.probe.connect", lambda _: Camera4K())
+    assert probe(Camera(uri="rtsp://h/x")).pictures == 50
+    assert most <= 3
+
+
+def test_a_look_at_a_source_never_raises(monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug at rtsp://me:secret@h/x")
+
+    monkeypatch.setattr(doctor, "probe", fail)
+    finding = look_at_source(Camera(uri="rtsp://me:secret@h/x"), 1)
+    assert (finding.verdict, "RuntimeError: a bug" in finding.text, "secret" in finding.text) == (
+        "problem",
+        True,
+        False,
+    )
 
 
 def test_a_camera_that_cannot_be_reached_comes_with_advice_and_without_its_password(tmp_path: Path) -> None:

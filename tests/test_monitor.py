@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -125,6 +127,35 @@ def test_health_tells_how_many_are_online(engine, detector) -> None:
     sources = open_sources(["rtsp://127.0.0.1:1/x"])
     assert judge(Pipeline(sources, engine, detector)).status == "offline"
     assert judge(Pipeline((), engine, detector)).status == "ok"
+
+
+def test_head_is_answered_without_a_body(pipeline: Pipeline) -> None:
+    with Monitor(pipeline, 0) as monitor:
+        connection = HTTPConnection("127.0.0.1", monitor.port, timeout=5)
+        connection.request("HEAD", "/health")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"")
+
+
+def test_who_does_not_wait_for_the_answer_leaves_no_trace(pipeline: Pipeline, capfd) -> None:
+    with Monitor(pipeline, 0) as monitor:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", monitor.port)) as client:
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection = HTTPConnection("127.0.0.1", monitor.port, timeout=5)
+        connection.request("GET", "/live")
+        assert connection.getresponse().status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_listens_at_ipv6_too(pipeline: Pipeline) -> None:
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
+        pytest.skip("this machine has no IPv6")
+    with Monitor(pipeline, 0, "::1") as monitor:
+        connection = HTTPConnection("::1", monitor.port, timeout=5)
+        connection.request("GET", "/live")
+        assert connection.getresponse().status == 200
 
 
 def test_a_port_in_use_is_an_output_error(pipeline: Pipeline) -> None:

@@ -92,3 +92,56 @@ def test_presentation_times_that_begin_anew_are_fresh_soon() -> None:
     again = [(i / 30, 110.0 + i / 30) for i in range(60)]
     _, fresh = judge([*steady(300), *again])
     assert all(fresh[300 + 30 :])
+
+
+def slower_network(reports: bool, share: float = 0.6) -> list[tuple[float, float, float | None]]:
+    """Ten seconds as they should be, then a network that brings so much of it only: later and later."""
+    good = [(i / 30, 100 + i / 30) for i in range(300)]
+    slow = [(10 + i / 30, 110 + i / 30 / share) for i in range(300)]
+    return [(pts, arrived, 5000 + pts if reports else None) for pts, arrived in [*good, *slow]]
+
+
+def test_what_comes_later_and_later_is_stale_where_the_camera_tells_its_clock() -> None:
+    pace = Pace()
+    pictures = slower_network(reports=True)
+    fresh = [pace.judge(*picture) for picture in pictures]
+    late_s = [arrived - pts - 100 for pts, arrived, _ in pictures]
+    assert max(late for late, shown in zip(late_s, fresh, strict=True) if shown) < 0.55
+    assert not any(fresh[330:])
+    assert pace.late_s > 5
+
+
+def test_without_the_cameras_clock_it_is_taken_for_a_slow_one() -> None:
+    pace = Pace()
+    fresh = [pace.judge(*picture) for picture in slower_network(reports=False)]
+    assert sum(fresh[300:]) > 150
+
+
+def test_presentation_times_that_run_slow_are_told_by_the_cameras_clock() -> None:
+    """Half as fast as they should; every five seconds a report of the camera's clock sets that right."""
+    pace = Pace()
+    fresh = []
+    for i in range(900):
+        reported = i - i % 150
+        fresh.append(pace.judge(i / 60, 100 + i / 30, 5000 + reported / 30 + (i - reported) / 60))
+    assert sum(fresh[300:]) > 300
+
+
+def test_a_wrong_clock_makes_nothing_stale() -> None:
+    """Reports of a clock that stands still, or jumps about."""
+    random = np.random.default_rng(2)
+    for reported in (np.full(600, 7.0), random.uniform(-1e9, 1e9, 600)):
+        pace = Pace()
+        assert all([pace.judge(i / 30, 100 + i / 30, float(reported[i])) for i in range(600)][1:])
+
+
+def test_a_network_that_was_slow_for_a_while_begins_a_section() -> None:
+    slow = [(2 + i / 30, 102 + i / 15) for i in range(60)]
+    burst = [(4 + i / 30, 106.01 + i / 300) for i in range(67)]
+    live = [(6.24 + i / 30, 106.25 + i / 30) for i in range(60)]
+    pace = Pace()
+    fresh = [pace.judge(pts, arrived, 5000 + pts) for pts, arrived in [*steady(60), *slow, *burst, *live]]
+    late_s = [arrived - pts - 100 for pts, arrived in [*steady(60), *slow, *burst, *live]]
+    assert max(late for late, shown in zip(late_s, fresh, strict=True) if shown) < 0.55
+    assert all(fresh[-55:])
+    assert pace.section == 1

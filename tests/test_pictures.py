@@ -35,9 +35,9 @@ def test_a_picture_is_small_and_as_it_was():
 
 
 def test_nobody_looks_and_nothing_is_made(monkeypatch):
-    made = []
+    made, crashes = [], []
     monkeypatch.setattr("streampose.pictures.to_jpeg", lambda image: made.append(image) or b"\xff\xd8\xff")
-    with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, Pictures(publisher) as pictures:
+    with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, Pictures(publisher, crashes.append) as pictures:
         for index in range(50):
             pictures.offer(make_picture(index))
         assert made == []
@@ -55,6 +55,7 @@ def test_nobody_looks_and_nothing_is_made(monkeypatch):
                 pause.wait(0.005)
             wait_until(lambda: hub.cameras["cam"].picture is not None)
             assert 3 <= len(made) <= RATE_HZ + 2
+    assert crashes == []
 
 
 @pytest.fixture

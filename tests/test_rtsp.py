@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import subprocess
 import sys
-import threading
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -17,13 +17,13 @@ import pytest
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 
 from streampose.errors import SourceError, UsageError
-from streampose.sources import Camera, Source, Status, open_source, open_sources, rtsp
+from streampose.sources import Camera, Status, open_source, open_sources, rtsp
 from streampose.sources.address import camera_id, with_credentials, with_environment
+from streampose.sources.opening import connect
 from streampose.sources.video import open_video
-from streampose.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import Gate, Server, file_server, free_port, gst_server, has_gst, make_clip, wait_for
+from camera_kit import Gate, Server, Viewer, file_server, free_port, gst_server, has_gst, make_clip, wait_for
 
 needs_gst = pytest.mark.skipif(not has_gst(), reason="GStreamer's RTSP server is not installed")
 GOP_S = 1.0
@@ -41,48 +41,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(clips: Path) -> Iterator[Server]:
     with file_server(clips, "clip.mp4?play_count=0") as running:
         yield running
-
-
-@dataclass
-class Viewer:
-    """Takes a source's frames in a thread, as inference would."""
-
-    source: Source
-    frames: list[Frame] = field(default_factory=list)
-    ages_ms: list[float] = field(default_factory=list)
-    states: list[Status] = field(default_factory=list)
-
-    def __enter__(self) -> Viewer:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self.source.__enter__()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self.source.stop()
-        self._thread.join()
-        self.source.__exit__(None, None, None)
-
-    def _look(self) -> None:
-        while not self._stop.is_set():
-            frame = self.source.read(0.01)
-            if frame is not None:
-                self.frames.append(frame)
-            status = self.source.status
-            if not self.states or self.states[-1] is not status:
-                self.states.append(status)
-
-    def wait_for(self, status: Status, timeout_s: float = 10.0) -> float:
-        return wait_for(lambda: self.source.status is status, timeout_s)
-
-    def wait_for_frames(self, count: int, timeout_s: float = 10.0) -> float:
-        goal = len(self.frames) + count
-        return wait_for(lambda: len(self.frames) >= goal, timeout_s)
-
-    def wait_for_epoch(self, epoch: int, timeout_s: float = 10.0) -> float:
-        return wait_for(lambda: bool(self.frames) and self.frames[-1].epoch >= epoch, timeout_s)
 
 
 def watch(url: str, **asked: object) -> Viewer:
@@ -208,6 +166,24 @@ def test_whatever_answers_is_one_line(answer: bytes, text: str) -> None:
 def test_a_server_that_never_answers_is_given_up() -> None:
     with Gate() as gate:
         assert "no answer in 5 s" in refuse(f"rtsp://me:secret@127.0.0.1:{gate.port}/x")
+
+
+def test_no_traceback_holds_a_password() -> None:
+    """Neither one that a program of somebody else shows, nor one that somebody else's logging writes."""
+    password = "s3" + "cret"  # this file's own lines are in the traceback, too
+    url = f"rtsp://me:{password}@127.0.0.1:{free_port()}/x"
+    script = "import logging, os, streampose; logging.basicConfig(level=logging.DEBUG); "
+    script += "next(iter(streampose.run(os.environ['CAMERA'], detector='none')))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "CAMERA": url},
+    )  # fmt: skip
+    assert "nothing listens at this address" in done.stderr
+    assert "Traceback" in done.stderr
+    assert password not in done.stdout + done.stderr
+    with pytest.raises(SourceError) as failure:
+        connect(Camera(uri=url))
+    assert password not in "".join(traceback.format_exception(failure.value))
 
 
 def demand(user: str, password: str):
@@ -361,7 +337,7 @@ def test_eight_cameras_of_which_one_is_dead(server: Server) -> None:
 def test_addresses_without_their_secrets() -> None:
     assert camera_id("rtsp://me:secret@10.0.0.5/Streaming/Channels/101?token=x") == "10.0.0.5-Channels-101"
     assert camera_id("rtsp://10.0.0.5:8554/user=admin&password=secret&channel=1/") == "10.0.0.5-8554"
-    assert camera_id("rtsp://[::1]:554/a b") == "1-a-b"
+    assert camera_id("rtsp://[::1]:554/a%20b") == "1-a-20b"
     assert with_environment("rtsp://${A}@h/x", {"A": "u:p@/"}) == "rtsp://u%3Ap%40%2F@h/x"
     assert with_environment("${URL}", {"URL": "rtsp://u:p@h/x"}) == "rtsp://u:p@h/x"
     with pytest.raises(UsageError, match="variable PASS is not set"):

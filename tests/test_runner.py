@@ -11,8 +11,9 @@ from pathlib import Path
 import av
 import pytest
 
-from streampose import runner
-from streampose.errors import ModelError, OutputError, SourceError, UsageError
+from streampose import pictures, runner
+from streampose.errors import ModelError, OutputError, SourceError, StreamposeError, UsageError
+from streampose.outlet import Outlet
 from streampose.publish import Publisher
 from streampose.runner import RunOptions, run_pipeline
 from streampose.subscribe import Subscriber
@@ -137,6 +138,23 @@ def test_an_output_that_fails_ends_the_run_and_frees_everything(make_video, note
     assert notes.summary.sources["clip"].outcome == "stopped"
     assert running() == []
     assert [heard[0].receive(WAIT_S).frame_index for _ in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", ["publishing", "pictures"])
+def test_a_crash_of_a_thread_of_its_own_ends_the_run_with_its_cause(notes, stop, monkeypatch, stage):
+    def crash(*_):
+        raise ZeroDivisionError("a bug")
+
+    if stage == "publishing":
+        monkeypatch.setattr(Outlet, "_beat", crash)
+    else:
+        monkeypatch.setattr(Publisher, "is_looked_at", lambda *_: True)
+        monkeypatch.setattr(pictures, "to_jpeg", crash)
+    options = RunOptions(("lavfi:testsrc2=size=160x120:rate=30",), publish="tcp://127.0.0.1:*")
+    with pytest.raises(StreamposeError, match=f"{stage}.* crashed with ZeroDivisionError: a bug") as failure:
+        run_pipeline(options, notes, stop)
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+    assert running() == []
 
 
 def test_stop_finishes_what_waits(make_video, notes, stop):

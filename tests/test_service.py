@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import Server, file_server, free_port, make_clip, wait_for
+from camera_kit import Gate, Server, file_server, free_port, make_clip, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,34 @@ def test_a_service_waits_for_its_cameras_where_it_is_told_to(server: Server, tmp
     with Program(tmp_path, *args, "--max-frames", "3", WHERE=server.url) as run:
         assert run.wait(60) == 0
         assert [frame["source"] for frame in run.frames] == ["door"] * 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--source", "nothing.mp4"), 3, "nothing.mp4: no such file"),
+        (("--source", "demo", "--pace", "slow"), 2, "pace is one of"),
+        (("--source", "rtsp://me:more secret@h/x"), 2, "write %20 for a blank"),
+    ],
+)
+def test_with_log_json_errors_are_lines_of_json_too(
+    tmp_path: Path, args: tuple[str, ...], code: int, says: str
+) -> None:
+    with Program(tmp_path, "run", *args, "--no-publish", "--log-json") as run:
+        assert run.wait(60) == code
+        *_, last = [json.loads(line) for line in run.err.splitlines()]
+    assert (last["level"], says in last["message"]) == ("error", True)
+    assert "secret" not in run.err
+
+
+def test_a_camera_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with Gate() as hole, Program(tmp_path, "run", "--source", f"rtsp://127.0.0.1:{hole.port}/x", "--source",
+                                 "lavfi:testsrc2=size=160x120:rate=30", "--no-publish", "--json") as run:  # fmt: skip
+        wait_for(lambda: hole.connections and run.frames, 30)
+        run.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert run.wait() == 0
+        assert time.monotonic() - began < 4  # two seconds on a machine that does nothing else; it would hang for five
 
 
 def test_a_metrics_port_in_use_is_exit_code_5(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.codec.hwaccel import hwdevices_available
+from numpy.typing import NDArray
 
 from streampose.errors import SourceError, UsageError
 from streampose.sources import (
@@ -18,6 +21,7 @@ from streampose.sources import (
     DecodeFailedError,
     DisconnectedError,
     Outcome,
+    Picture,
     Source,
     Status,
     open_source,
@@ -237,6 +241,12 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: byt
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("uri", ["x" * 5000, "~no-such-user-of-this-machine/clip.mp4"])
+def test_a_path_that_cannot_be_is_one_line(uri: str) -> None:
+    with pytest.raises(SourceError, match="cannot be read"):
+        open_source(uri)
+
+
 def test_a_file_without_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     with av.open(str(path), "w") as container:
@@ -260,6 +270,9 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         ("rtsp://user:secret@", "names no camera"),
         ("http://user:secret@host/x.mp4", "http:// is no source"),
         ("webcam:front", "webcam:0"),
+        ("rtsp://me:more secret@host/x", "no blanks"),
+        ("rtsp://host/x?user=me&password=more secret", "rtsp://host: a URL has no blanks"),
+        ("rtsp://me:secret\n@host/x", "no control characters"),
         (" ", "empty source"),
     ],
 )
@@ -317,6 +330,43 @@ def test_a_graph_that_is_none_is_one_line() -> None:
 def test_an_unknown_hardware_decoder_is_a_usage_error(make_video) -> None:
     with pytest.raises(UsageError, match="hwaccel is one of"):
         open_source(Camera(uri=str(make_video()), hwaccel="magic"))
+
+
+def test_a_hardware_decoder_is_never_left_out_in_silence(make_images) -> None:
+    kind = hwdevices_available()[0]
+    for uri in ("webcam:0", "lavfi:testsrc2", str(make_images({"a.png": (60, 80)}))):
+        with pytest.raises(UsageError, match=f"hwaccel {kind} is for RTSP cameras and video files"):
+            open_source(Camera(uri=uri, hwaccel=kind))
+    if not Path("/dev/dri/renderD128").exists():
+        with pytest.raises(SourceError, match="qsv cannot decode this here"):
+            open_source(Camera(uri="demo", hwaccel="qsv"))
+
+
+def test_a_picture_that_cannot_be_converted_is_damaged_and_no_crash() -> None:
+    """What a camera sends is no error of ours; of a file it ends the file."""
+
+    def fail() -> NDArray[np.uint8]:
+        raise DecodeFailedError("a picture in xyz cannot be turned to BGR")
+
+    class Odd:
+        name, live, fps = "odd", True, 30.0
+
+        def pictures(self) -> Iterator[Picture]:
+            for number in range(6):
+                pixels = np.zeros((4, 4, 3), np.uint8)
+                yield Picture(fail if number == 2 else pixels.copy, number / 30, time.monotonic_ns(), 0.0)
+            raise DisconnectedError("gone")
+
+        def close(self) -> None:
+            pass
+
+    with Source("odd", "odd", connect=Odd, live=True, capacity=8) as source:
+        indices = [frame.index for frame in (source.ring.get(5) for _ in range(5)) if frame is not None]
+    assert indices == [0, 1, 3, 4, 5]
+    assert source.ring.drops["damaged"] == 1
+    assert source.crash is None
+    with pytest.raises(DecodeFailedError, match="xyz"):
+        read_all(Source("odd", "odd", reader=Odd(), live=False))
 
 
 def test_a_hardware_decoder_that_is_not_there_is_a_source_error(make_video) -> None:

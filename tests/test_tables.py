@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="needs the [train] extra")
 
-from streampose.cli import app
+from streampose.cli.commands import app
 from streampose.errors import OutputError
 from streampose.train import evaluate
 from streampose.train.posetrack_score import EVALUATED

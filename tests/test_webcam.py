@@ -137,7 +137,16 @@ def test_uris(uri: str, options: WebcamOptions) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["webcam:", "webcam:front", "webcam:0?size=big", "webcam:0?fps=0", "webcam:0?fourcc=MJ", "webcam:0?zoom=2"]
+    "uri",
+    [
+        "webcam:",
+        "webcam:front",
+        "webcam:0?size=big",
+        "webcam:0?fps=0",
+        "webcam:0?fourcc=MJ",
+        "webcam:0?zoom=2",
+        "webcam:99999999999",
+    ],
 )
 def test_other_uris_are_usage_errors(uri: str) -> None:
     with pytest.raises(UsageError, match="webcam:0, or as"):

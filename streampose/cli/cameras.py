@@ -80,5 +80,6 @@ def list_(control: Control = None, json: JsonFlag = False) -> None:
     from streampose.control import Request, ask, default_path
 
     answer = ask(control or default_path(), Request(do="list"))
+    width = max((len(camera.name) for camera in answer.cameras), default=0)
     for camera in answer.cameras:
-        write(to_json(camera) if json else camera_line(camera).encode())
+        write(to_json(camera) if json else camera_line(camera, width).encode())

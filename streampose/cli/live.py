@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from streampose.cli.program import app, stop_on_signals, write
+from streampose.cli.program import app, stop_on_signals, to_line, write
 from streampose.cli.sources import Hwaccel, Transport, default_control, to_cameras
 from streampose.cli.stream import FillFlag, InsecureFlag, KeysOption, SmoothFlag, smoothing_of
 from streampose.endpoint import DEFAULT_ENDPOINT
+
+log = logging.getLogger(__name__)
 
 
 @app.command()
@@ -94,10 +99,11 @@ def run(
     With --json, stdout has one line a frame and source, as people.jsonl has, and nothing else.
     Ctrl-C stops the sources, finishes the frames that wait, and prints a summary.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, _errors_logged(log_json):
         from streampose.console import Screen, set_up_logging
         from streampose.runner import RunOptions, run_pipeline
 
+        console = set_up_logging(context.obj, log_json)
         asked = to_cameras(source or [], cameras, transport, hwaccel)
         options = RunOptions(
             sources=asked,
@@ -120,10 +126,22 @@ def run(
             insecure=insecure,
             smooth=smoothing_of(smooth, fill_gaps),
         )
-        console = set_up_logging(context.obj, log_json)
         live = not log_json and not (json and sys.stdout.isatty())
         with Screen(console, live=live, as_json=log_json) as screen:
             run_pipeline(options, screen, stop, write if json else None)
+
+
+@contextmanager
+def _errors_logged(as_json: bool) -> Iterator[None]:
+    """With `as_json`, an error that ends the program is a line of the log, too, and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        if not as_json or isinstance(error, typer.Exit):
+            raise
+        line, code = to_line(error)
+        log.error("%s", " ".join(line.split()), exc_info=error)
+        raise typer.Exit(code) from None
 
 
 @app.command()

@@ -59,6 +59,8 @@ def main() -> NoReturn:
     try:
         code = app(prog_name="streampose", standalone_mode=False)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
     except Exception as error:
         code = _report(error, debug)
     if code == _INTERRUPTED:
@@ -74,15 +76,19 @@ def _report(error: Exception, debug: bool) -> int:
 
     if debug:
         typer.echo(redact("".join(traceback.format_exception(error))), err=True)
-    if isinstance(error, _UsageError):
-        where = getattr(getattr(error, "ctx", None), "command_path", "streampose")
-        line, code = f"error: {error.format_message()} (see {where} --help)", 2
-    elif isinstance(error, StreamposeError):
-        line, code = ("" if error.exit_code == 0 else "error: ") + str(error), error.exit_code
-    else:
-        line, code = f"error: unexpected {type(error).__name__}: {error} (streampose --debug ... shows where)", 1
+    line, code = to_line(error)
     typer.echo(redact(" ".join(line.split())), err=True)
     return code
+
+
+def to_line(error: Exception) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, _UsageError):
+        where = getattr(getattr(error, "ctx", None), "command_path", "streampose")
+        return f"error: {error.format_message()} (see {where} --help)", 2
+    if isinstance(error, StreamposeError):
+        return ("" if error.exit_code == 0 else "error: ") + str(error), error.exit_code
+    return f"error: unexpected {type(error).__name__}: {error} (streampose --debug ... shows where)", 1
 
 
 def write(line: bytes) -> None:

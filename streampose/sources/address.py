@@ -15,6 +15,7 @@ USER = "STREAMPOSE_RTSP_USER"
 PASSWORD = "STREAMPOSE_RTSP_PASSWORD"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_PRINTABLE = re.compile(r"[^\s\x00-\x1f\x7f]*")
 _RTSP_PORT = 554
 
 
@@ -37,7 +38,8 @@ def with_environment(uri: str, environment: Mapping[str, str] = os.environ) -> s
 def for_another_process(uri: str) -> str:
     """The URI with this process's environment in it, and the whole path of a file that is here."""
     whole = with_environment(uri)
-    return str(Path(whole).expanduser().resolve()) if Path(whole).expanduser().exists() else whole
+    path = os.path.expanduser(whole)
+    return str(Path(path).resolve()) if os.path.exists(path) else whole
 
 
 def with_credentials(url: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -54,8 +56,11 @@ def check_url(url: str) -> tuple[str, int]:
     """Host and port of an RTSP URL.
 
     Raises:
-        UsageError: it names no host, or no port that can be.
+        UsageError: it names no host, or no port that can be, or has blanks in it.
     """
+    if not _PRINTABLE.fullmatch(url):
+        host = "***" if "@" in url else re.split(r"[/?#\s]", url.partition("://")[2])[0]
+        raise UsageError(f"rtsp://{host}: a URL has no blanks and no control characters; write %20 for a blank")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

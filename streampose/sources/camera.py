@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from streampose.errors import UsageError
 from streampose.redact import redact
 
+TRANSPORTS = ("tcp", "udp")
 Point = tuple[float, float]
 _NAME = re.compile(r"[^\s/\x00-\x1f\x7f]{1,100}")
 
@@ -27,7 +28,7 @@ class Camera(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         lookahead: later frames to wait for, at most what the model looks ahead (its default): 0 answers at once.
         regions: polygons, corners (x, y) in shares 0..1 of the picture's width and height; only people whose box has
             its centre in one of them are estimated. None: everybody.
-        transport: of RTSP.
+        transport: of RTSP, "tcp" or "udp".
         hwaccel: a hardware decoder: "cuda", "vaapi", ...
     """
 
@@ -37,7 +38,7 @@ class Camera(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     detect_every: int | None = None
     lookahead: int | None = None
     regions: tuple[tuple[Point, ...], ...] = ()
-    transport: Literal["tcp", "udp"] = "tcp"
+    transport: str = "tcp"
     hwaccel: str | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class Camera(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise UsageError(f"{where}: detect_every is at least 1, not {self.detect_every}")
         if self.lookahead is not None and self.lookahead < 0:
             raise UsageError(f"{where}: lookahead is 0 or more, not {self.lookahead}")
+        if self.transport not in TRANSPORTS:
+            raise UsageError(f"{where}: transport is {' or '.join(TRANSPORTS)}, not {self.transport!r}")
         for region in self.regions:
             if len(region) < 3 or not all(0 <= value <= 1 for point in region for value in point):
                 raise UsageError(f"{where}: a region has three corners or more, each x and y in 0..1, not {region}")

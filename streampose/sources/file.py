@@ -11,6 +11,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from streampose.errors import SourceError
+from streampose.redact import redact
 from streampose.sources.reader import DecodeFailedError, Picture
 from streampose.sources.video import open_video, reason, to_image
 
@@ -26,7 +27,7 @@ class FileReader:
         """Raises SourceError where the file is missing, is no video or holds no picture."""
         self.name = str(path)
         if not path.exists():
-            raise SourceError(f"{path}: no such file")
+            raise SourceError(f"{redact(str(path))}: no such file")  # perhaps a URL with a mistake in its scheme
         try:
             self._container = open_video(str(path), self.name, hwaccel)
         except (FFmpegError, OSError, ValueError) as error:

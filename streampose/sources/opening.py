@@ -18,7 +18,7 @@ from streampose.sources.lavfi import LavfiReader
 from streampose.sources.reader import Reader
 from streampose.sources.rtsp import RtspCamera
 from streampose.sources.source import Source
-from streampose.sources.video import check_hwaccel
+from streampose.sources.video import check_hwaccel, reason
 from streampose.sources.webcam import Webcam, parse_webcam
 
 PACES = ("auto", "live", "fast")
@@ -90,6 +90,7 @@ def _find_camera(uri: str, camera: Camera) -> tuple[RtspCamera | Webcam, str] | 
     if scheme and scheme[1].lower() in ("rtsp", "rtsps"):
         return RtspCamera(with_credentials(uri), camera.transport, camera.hwaccel), camera_id(uri)
     if uri.startswith("webcam:"):
+        _refuse_hwaccel(camera.hwaccel, uri)
         options = parse_webcam(uri)
         return Webcam(options), options.source_id
     return None
@@ -102,22 +103,34 @@ def _open_reader(uri: str, hwaccel: str | None) -> tuple[Reader, str]:
     if scheme := _SCHEME.match(uri):
         raise UsageError(f"{scheme[1]}:// is no source ({redact(uri)}); give {_KINDS}")
     if uri.startswith("lavfi:"):
+        _refuse_hwaccel(hwaccel, uri)
         return LavfiReader(uri.removeprefix("lavfi:")), "lavfi"
     if uri == "demo":
-        return _open_demo(), "demo"
-    path = Path(uri).expanduser()
-    if path.is_dir():
-        return ImagesReader(path), path.resolve().name
-    if path.suffix.lower() in SUFFIXES and path.exists():
-        return ImagesReader(path), path.stem
+        return _open_demo(hwaccel), "demo"
+    try:
+        return _open_path(Path(uri).expanduser(), hwaccel)
+    except (OSError, RuntimeError) as error:  # not permitted, too long, a home of nobody
+        raise SourceError(f"{uri}: cannot be read ({reason(error)})") from None
+
+
+def _open_path(path: Path, hwaccel: str | None) -> tuple[Reader, str]:
+    pictures = path.is_dir()
+    if pictures or (path.suffix.lower() in SUFFIXES and path.exists()):
+        _refuse_hwaccel(hwaccel, str(path))
+        return ImagesReader(path), path.resolve().name if pictures else path.stem
     return FileReader(path, hwaccel), path.stem
 
 
-def _open_demo() -> FileReader:
+def _refuse_hwaccel(hwaccel: str | None, uri: str) -> None:
+    if hwaccel is not None:
+        raise UsageError(f"{uri}: hwaccel {hwaccel} is for RTSP cameras and video files")
+
+
+def _open_demo(hwaccel: str | None) -> FileReader:
     path = Path(str(resources.files("streampose") / "demo" / "demo.mp4"))
     if not path.is_file():
         raise SourceError(f"the demo clip is not installed ({path}); reinstall streampose")
-    return FileReader(path)
+    return FileReader(path, hwaccel)
 
 
 def _unique(name: str, taken: set[str]) -> str:

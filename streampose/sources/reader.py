@@ -27,7 +27,8 @@ class Picture:
     """One decoded picture, before it becomes a `Frame` of a source.
 
     Attributes:
-        load: makes its pixels, (H, W, 3) uint8 BGR, upright. Called once, or not at all where the picture is dropped.
+        load: makes its pixels, (H, W, 3) uint8 BGR, upright. Called once, or not at all where the picture is dropped;
+            raises DecodeFailedError where it cannot.
         pts_s: presentation time, seconds from the start of the stream.
         arrived_ns: monotonic time at which the picture was here, nanoseconds.
         decode_s: seconds spent on decoding it, without `load`.

@@ -23,7 +23,7 @@ from streampose.errors import SourceError
 from streampose.redact import redact
 from streampose.ring import Drop
 from streampose.sources.address import check_url
-from streampose.sources.pace import Pace
+from streampose.sources.pace import LATE_S, Pace
 from streampose.sources.reader import DecodeFailedError, DisconnectedError, Picture
 from streampose.sources.video import open_video, reason, to_image
 
@@ -34,6 +34,11 @@ SILENT_S = 2.0
 LONGEST_SILENT_S = 15.0
 UNDECODED_S = 5.0
 """A connection whose packets give no picture for so long is given up."""
+KEYLESS_S = 30.0
+"""But so long where no key frame came yet: with some cameras they are far apart."""
+UNTIMELY_S = 8.0
+"""A connection of which no picture was on time for so long is given up; slow cameras get more. A camera reports its
+clock every five seconds or so, and until then a slow clock cannot be told from a slow network."""
 BEHIND_S = 1.0
 """Late pictures are decoded for so long, then skipped to the next key frame."""
 NOMINAL_FPS = 25.0
@@ -109,11 +114,12 @@ class RtspCamera:
             if isinstance(error, av.error.InvalidDataError) and not late:
                 self._probe = not self._probe
             text = f"no answer in {OPEN_S:.0f} s" if late else _explain(error)
-            raise SourceError(f"{self.name}: {text}") from error
+            log.debug("%s: FFmpeg says: %s", self.name, reason(error))
+            raise SourceError(f"{self.name}: {text}") from None  # its own text holds the password
         if not container.streams.video:
             container.close()
             raise SourceError(f"{self.name}: the camera sends no video")
-        self._last = RtspReader(self.name, container, self._silent_s)
+        self._last = RtspReader(self.name, container, self._silent_s, self._transport)
         return self._last
 
     def _learn(self) -> None:
@@ -143,8 +149,11 @@ class RtspReader:
 
     live = True
 
-    def __init__(self, name: str, container: av.container.InputContainer, silent_s: float) -> None:
+    def __init__(
+        self, name: str, container: av.container.InputContainer, silent_s: float, transport: str = "tcp"
+    ) -> None:
         self.name = name
+        self._transport = transport
         self.silent_s = silent_s
         self.packets = 0
         self.decoded = 0
@@ -154,6 +163,9 @@ class RtspReader:
         self.fps = float(self._stream.average_rate or NOMINAL_FPS)
         self._pace = Pace()
         self._notes: dict[int | None, _Note] = {}
+        self._fresh_ns = self._decoded_ns = 0
+        self._gaps = 0
+        self._keyed = False
         self._pts_s = 0.0
         self._captured_ns = 0
         self._skipping = False
@@ -171,24 +183,23 @@ class RtspReader:
 
     def pictures(self) -> Iterator[Picture]:
         """See `Reader.pictures`. A camera has no end: a connection that closes is a DisconnectedError."""
-        began_ns = heard_ns = decoded_ns = time.monotonic_ns()
+        began_ns = heard_ns = decoded_ns = self._fresh_ns = time.monotonic_ns()
         try:
             for packet in self._container.demux(self._stream):
                 arrived_ns = time.monotonic_ns()
                 silent_s, heard_ns = (arrived_ns - heard_ns) / 1e9, arrived_ns
                 if silent_s >= self.silent_s:  # FFmpeg hands out what it had half of, and would wait once more
-                    raise DisconnectedError(f"{self.name}: sent nothing for {silent_s:.1f} s")
+                    raise DisconnectedError(f"{self.name}: {self._silence(silent_s)}")
                 if packet.size:
                     self.packets += 1
                     count = self.decoded
                     yield from self._decode(packet, arrived_ns)
                     decoded_ns = arrived_ns if self.decoded > count or self._skipping else decoded_ns
-                if arrived_ns - decoded_ns > UNDECODED_S * 1e9:
-                    raise DecodeFailedError(f"{self.name}: no picture in {UNDECODED_S:.0f} s of what the camera sends")
+                self._check(arrived_ns, decoded_ns)
         except (FFmpegError, OSError) as error:
             silent_s = (time.monotonic_ns() - heard_ns) / 1e9
-            text = f"sent nothing for {silent_s:.1f} s" if silent_s >= self.silent_s else _explain(error)
-            raise DisconnectedError(f"{self.name}: {text}") from error
+            text = self._silence(silent_s) if silent_s >= self.silent_s else _explain(error)
+            raise DisconnectedError(f"{self.name}: {text}") from None  # its own text holds the password
         lasted_s = (time.monotonic_ns() - began_ns) / 1e9
         raise DisconnectedError(f"{self.name}: the camera closed the connection after {lasted_s:.1f} s")
 
@@ -196,10 +207,31 @@ class RtspReader:
         """Close the connection."""
         self._container.close()
 
+    def _silence(self, silent_s: float) -> str:
+        blocked = self._transport == "udp" and not self.packets
+        advice = " over UDP; where a firewall stops that, use transport tcp" if blocked else ""
+        return f"sent nothing for {silent_s:.1f} s{advice}"
+
+    def _check(self, now_ns: int, decoded_ns: int) -> None:
+        """Raise where packets come and no picture of them can be used."""
+        limit_s = UNDECODED_S if self._keyed else KEYLESS_S
+        if now_ns - decoded_ns > limit_s * 1e9:
+            what = "picture" if self._keyed else "key frame"
+            raise DecodeFailedError(f"{self.name}: no {what} in {limit_s:.0f} s of what the camera sends")
+        if now_ns - self._fresh_ns > max(UNTIMELY_S, 3 * self.stall_s) * 1e9:
+            late_s = self._pace.late_s
+            why = "pictures come in bursts, or their presentation times are wrong"
+            if late_s > LATE_S:
+                why = f"pictures come {late_s:.1f} s late; is the network slower than the camera? Lower its bit rate"
+            raise DisconnectedError(f"{self.name}: {why}")
+
     def _decode(self, packet: Packet[VideoStream], arrived_ns: int) -> Iterator[Picture]:
         """The pictures that a packet completes."""
         time_s = self._time_s(packet)
-        fresh = self._pace.judge(time_s, arrived_ns / 1e9)
+        taken_s = _taken_s(packet)
+        fresh = self._pace.judge(time_s, arrived_ns / 1e9, taken_s)
+        self._fresh_ns = arrived_ns if fresh else self._fresh_ns
+        self._keyed |= packet.is_keyframe
         if not fresh and self._pace.settling_s(arrived_ns / 1e9) > BEHIND_S:
             self._skipping = True
         if self._skipping and not (fresh and packet.is_keyframe):
@@ -224,13 +256,19 @@ class RtspReader:
     def _picture(self, frame: VideoFrame, time_s: float, arrived_ns: int, spent_s: float) -> Picture:
         self.decoded += 1
         note = self._notes.pop(frame.pts, None) or _Note(arrived_ns, None, False, self._pace.section)
-        drop = Drop.DAMAGED if frame.is_corrupt else None if note.fresh else Drop.STALE
+        stale = not note.fresh or arrived_ns - note.arrived_ns > self.stall_s * 1e9
+        if not frame.is_corrupt:
+            if self._decoded_ns and arrived_ns - self._decoded_ns > self.stall_s * 1e9:  # nothing could be decoded
+                stale, self._gaps = True, self._gaps + 1
+            self._decoded_ns = arrived_ns
+        drop = Drop.DAMAGED if frame.is_corrupt else Drop.STALE if stale else None
         if frame.pts is not None and frame.time is not None:
             time_s = frame.time
-        return Picture(partial(to_image, frame), time_s, note.arrived_ns, spent_s, note.captured_ns, note.section, drop)
+        section = note.section + self._gaps
+        return Picture(partial(to_image, frame), time_s, note.arrived_ns, spent_s, note.captured_ns, section, drop)
 
     def _lost(self, time_s: float, arrived_ns: int, why: Drop) -> Picture:
-        return Picture(_nothing, time_s, arrived_ns, 0.0, None, self._pace.section, why)
+        return Picture(_nothing, time_s, arrived_ns, 0.0, None, self._pace.section + self._gaps, why)
 
     def _time_s(self, packet: Packet[VideoStream]) -> float:
         """When the packet's picture was to be shown; FFmpeg does not know it of a connection's first packet."""
@@ -264,6 +302,15 @@ def _producer_time_us(packet: Packet[VideoStream]) -> int | None:
         if data.data_type == "prft" and len(bytes(data)) >= 8:
             return int(struct.unpack_from("=q", bytes(data))[0])
     return None
+
+
+def _taken_s(packet: Packet[VideoStream]) -> float | None:
+    """When the picture whose turn it is to be decoded was taken, by the camera's wall clock, seconds."""
+    wall_us = _producer_time_us(packet)
+    if wall_us is None:
+        return None
+    ahead = packet.pts - packet.dts if packet.pts is not None and packet.dts is not None else 0
+    return wall_us / 1e6 - float(ahead * packet.time_base)
 
 
 def _nothing() -> NDArray[np.uint8]:

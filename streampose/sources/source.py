@@ -104,7 +104,6 @@ class Source:
         self.epoch = 0
         self._reader = reader
         self._connect = connect
-        self._due = _Due(camera.fps if camera is not None else None)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._online = False
@@ -228,21 +227,21 @@ class Source:
         assert self._connect is not None
         backoff = Backoff()
         while not self._stop.is_set():
-            began_s = time.monotonic()
             try:
                 self._reader = self._connect()
+                connected_s = time.monotonic()
                 try:
                     self._shape = None
                     self._drain(self._reader)
                 finally:
+                    if self._online and time.monotonic() - connected_s > STEADY_S:
+                        backoff.reset()
                     self._online = False
                     self._reader.close()
             except SourceError as error:
                 if self._stop.is_set():
                     break
                 self._tell(error)
-            if time.monotonic() - began_s > STEADY_S and self._first_ns:
-                backoff.reset()
             self._stop.wait(backoff.next_s())
         return Outcome.STOPPED
 
@@ -251,12 +250,13 @@ class Source:
         known = self.error is not None and str(self.error) == str(error)
         self.error = type(error)(str(error))
         level = logging.DEBUG if known else logging.WARNING
-        log.log(level, "%s: offline; trying again for ever (%s)", self.id, str(error), extra={"source": self.id})
+        log.log(level, "%s: offline; trying again (%s)", self.id, str(error), extra={"source": self.id})
         log.debug("%s: where it failed", self.id, exc_info=error)
 
     def _drain(self, reader: Reader) -> bool:
         """Read to the end: True where the end was reached, False where the source was stopped."""
         start_ns = time.monotonic_ns()
+        due = _Due(self.camera.fps if self.camera is not None else None)
         section: int | None = None
         shift_s = 0.0
         for picture in reader.pictures():
@@ -264,8 +264,10 @@ class Source:
                 return False
             index, self._index = self._index, self._index + 1
             drop = picture.drop or self._out_of_order(reader, picture.pts_s + shift_s, section is None)
-            if drop is not None or not self._due(picture.pts_s):
-                self.ring.count(drop or Drop.FPS)
+            if drop is None and not due(picture.pts_s):
+                drop, self._last_ns = Drop.FPS, time.monotonic_ns()
+            if drop is not None:
+                self.ring.count(drop)
                 continue
             captured_ns = picture.captured_ns or picture.arrived_ns
             if self.live and not reader.live:
@@ -273,7 +275,13 @@ class Source:
                     return False
                 captured_ns = time.monotonic_ns()
             began = time.perf_counter()
-            image = picture.load()
+            try:
+                image = picture.load()
+            except DecodeFailedError:
+                if self._connect is None:
+                    raise
+                self.ring.count(Drop.DAMAGED)
+                continue
             self.metrics.observe("decode", picture.decode_s + time.perf_counter() - began, self.id)
             if section is None:
                 shift_s = self._come_online(reader, picture, image.shape)

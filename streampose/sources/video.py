@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -14,14 +15,24 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from streampose.errors import SourceError, UsageError
+from streampose.sources.reader import DecodeFailedError
 
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 _KIND = re.compile(r"[a-z0-9]+")
 
+log = logging.getLogger(__name__)
+
 
 def to_image(frame: VideoFrame) -> NDArray[np.uint8]:
-    """The pixels of a decoded frame, (H, W, 3) uint8 BGR, turned as its rotation metadata say."""
-    image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    """The pixels of a decoded frame, (H, W, 3) uint8 BGR, turned as its rotation metadata say.
+
+    Raises:
+        DecodeFailedError: its pixels cannot be converted.
+    """
+    try:
+        image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    except (FFmpegError, ValueError) as error:
+        raise DecodeFailedError(f"a picture in {frame.format.name} cannot be turned to BGR ({reason(error)})") from None
     turn = _TURNS.get(int(frame.rotation) % 360)
     return image if turn is None else np.asarray(cv2.rotate(image, turn), np.uint8)
 
@@ -63,4 +74,5 @@ def open_video(where: str, name: str, hwaccel: str | None, **how: Any) -> av.con
         container = av.open(where, hwaccel=HWAccel(device_type=hwaccel, allow_software_fallback=False), **how)
         return container
     except (RuntimeError, av.error.PermissionError) as error:
-        raise SourceError(f"{name}: {hwaccel} cannot decode this here; leave out hwaccel") from error
+        log.debug("%s: FFmpeg says: %s", name, reason(error))
+        raise SourceError(f"{name}: {hwaccel} cannot decode this here; leave out hwaccel") from None

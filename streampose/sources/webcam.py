@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def parse_webcam(uri: str) -> WebcamOptions:
         UsageError: it is not that.
     """
     where, _, query = uri.removeprefix("webcam:").partition("?")
-    if not (where.isdecimal() or where.startswith("/dev/")):
+    if not (re.fullmatch(r"[0-9]{1,4}", where) or where.startswith("/dev/")):
         raise UsageError(f"a webcam is named by its number or device, {_USE}; not {uri!r}")
     asked = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := asked.keys() - {"size", "fps", "fourcc"}:
@@ -169,7 +170,8 @@ class Webcam:
 
 
 def _open(device: int | str) -> cv2.VideoCapture:
-    return cv2.VideoCapture(device)
+    """On Linux by V4L2 alone: given a path, OpenCV would have FFmpeg read the device as a file first."""
+    return cv2.VideoCapture(device, cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY)
 
 
 def _given(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
