@@ -81,7 +81,7 @@ def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
         from streampose.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(folder, manifest, threads)
-    if manifest.target in ("tensorrt", "tensorrt-rtx"):
+    if manifest.target in ("tensorrt", "tensorrt-rtx", "torch-tensorrt"):
         from streampose.engines.tensorrt import open_tensorrt
 
         return open_tensorrt(folder, manifest)

@@ -65,9 +65,10 @@ def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine
     wanted = [bundle for bundle in bundles if backend in ("auto", bundle[1].target)]
     if not wanted:
         there = ", ".join(sorted({manifest.target for _, manifest in bundles}))
+        source = f"--checkpoint FILE --out {store() / model}" if backend == "torch-tensorrt" else f"--model {model}"
         raise ModelError(
             f"{model} is not built for {backend} on this machine, only for {there}; build it with: "
-            f"streampose build-engine --model {model} --target {backend}"
+            f"streampose build-engine {source} --target {backend}"
         )
     for place, (folder, manifest) in enumerate(wanted):
         try:

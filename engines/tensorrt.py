@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from streampose.engines import cuda
 from streampose.engines.crops import Crops
-from streampose.engines.manifest import Manifest, graph_files
+from streampose.engines.manifest import Manifest, graph_files, rebuilding
 from streampose.errors import MissingExtraError, ModelError
 from streampose.geometry import invert
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "torch-tensorrt": "tensorrt"}
 KERNELS = "crops.ptx"
 """The kernels of `streampose.plugins.crops`, compiled when the bundle was built."""
 _BLOCK = (32, 8, 1)
@@ -60,14 +60,14 @@ def make_logger(trt: Any) -> Any:
 
 
 def open_tensorrt(folder: Path, manifest: Manifest) -> TensorrtEngine:
-    """The engine of a bundle for "tensorrt" or "tensorrt-rtx".
+    """The engine of a bundle for "tensorrt", "tensorrt-rtx" or "torch-tensorrt".
 
     Raises:
         MissingExtraError: packages are missing.
         ModelError: there is no GPU, it is of another architecture, or TensorRT is of another version.
     """
     trt = import_tensorrt(manifest.target)
-    rebuild = f"rebuild it with: streampose build-engine --model {manifest.name} --target {manifest.target}"
+    rebuild = rebuilding(manifest)
     built_with = manifest.versions.get(trt.__name__)
     if built_with != trt.__version__:
         raise ModelError(f"{folder} was built with {trt.__name__} {built_with}, here is {trt.__version__}; {rebuild}")

@@ -83,11 +83,17 @@ def test_a_damaged_engine_is_named_and_left_out(engines: Path, caplog: pytest.Lo
     (folder / "fuser.onnx").write_bytes(b"half of it")
     assert choose_engine("lite").manifest.precision == "fp32"
     assert "fuser.onnx is not the file that the manifest describes" in caplog.messages[0]
+    rebuild = (
+        "remove it and rebuild it with: streampose build-engine --model lite --target onnxruntime --precision int8"
+    )
+    assert caplog.messages[0].endswith(rebuild)
 
 
 def test_what_is_not_built_names_the_command() -> None:
     with pytest.raises(ModelError, match=r"only for onnxruntime; build it with: .* --model lite --target tensorrt"):
         choose_engine("lite", "tensorrt")
+    with pytest.raises(ModelError, match=r"build-engine --checkpoint FILE --out .*/lite --target torch-tensorrt"):
+        choose_engine("lite", "torch-tensorrt")
     with pytest.raises(ModelError, match="no model 'heavy'; bundled ones are: lite"):
         choose_engine("heavy")
     with pytest.raises(UsageError, match="backend is one of auto, onnxruntime"):
