@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,20 @@ class Engine(Protocol):
         """A copy of a feature on the host: (C, H/4, W/4) float32."""
 
 
+@runtime_checkable
+class Overlapping(Protocol):
+    """What an engine can besides that computes beside its caller: take the next batch while it computes this one."""
+
+    def begin_fuse(
+        self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
+    ) -> Callable[[], NDArray[np.float32]]:
+        """As `Engine.fuse`, but without waiting.
+
+        Returns:
+            What waits for the keypoints and gives them, whenever and as often as it is called.
+        """
+
+
 def load_engine(name: str | Path, threads: int = 2) -> Engine:
     """The engine of a bundled model or of a bundle's folder.
 
@@ -89,6 +103,6 @@ def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
 
 
 __all__ = [
-    "Crops", "Engine", "Feature", "Manifest", "load_engine", "locate_bundle", "open_engine", "read_manifest",
-    "whole_pictures",
+    "Crops", "Engine", "Feature", "Manifest", "Overlapping", "load_engine", "locate_bundle", "open_engine",
+    "read_manifest", "whole_pictures",
 ]  # fmt: skip

@@ -119,6 +119,14 @@ class Stream:
         """Until everything that was put in has run."""
         _result(driver().cuStreamSynchronize(self._stream))
 
+    def mark(self, event: Event) -> None:
+        """Let an event stand for everything that was put in so far."""
+        _result(driver().cuEventRecord(event.handle, self._stream))
+
+    def follow(self, event: Event) -> None:
+        """Let what is put in from now on run after what an event stands for, in whatever stream; the host goes on."""
+        _result(driver().cuStreamWaitEvent(self._stream, event.handle, 0))
+
     @contextmanager
     def capture(self) -> Iterator[Callable[[], Graph]]:
         """Record what is put in instead of running it; call what this gives, after the block, for the graph."""
@@ -134,6 +142,22 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
             driver().cuStreamDestroy(self._stream)
+
+
+class Event:
+    """A point in a stream, see `Stream.mark`; before it is marked the first time there is nothing to wait for."""
+
+    def __init__(self) -> None:
+        flag = int(driver().CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self.handle = _result(driver().cuEventCreate(flag))
+
+    def wait(self) -> None:
+        """Until the device has come to it."""
+        _result(driver().cuEventSynchronize(self.handle))
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            driver().cuEventDestroy(self.handle)
 
 
 class Graph:

@@ -115,11 +115,12 @@ def torch_modules(network: FamiPose, precision: str) -> tuple[nn.Module, nn.Modu
     """Encoder and fuser of a network in a precision, "fp32" or "fp16", on the network's device; it is not changed."""
     half = precision == "fp16"
     device = next(network.parameters()).device
-    folded = fold_batch_norm(deepcopy(network).eval())
+    folded = deepcopy(network).eval()
+    fold_batch_norm(folded)
     return _Encoder(folded, half).eval().to(device), _Fuser(folded, half).eval().to(device)
 
 
-def fold_batch_norm(module: nn.Module) -> nn.Module:
+def fold_batch_norm(module: nn.Module) -> None:
     """Let every convolution do the work of the BatchNorm that follows it in its module; changes the module in place.
 
     torch-tensorrt's converter of a BatchNorm keeps it in float32, which a network of half precision does not take.
@@ -129,7 +130,6 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, first, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, second, nn.Identity())
-    return module
 
 
 def example_inputs(
@@ -149,8 +149,10 @@ def export_program(module: nn.Module, inputs: Sequence[Tensor], max_batch: int) 
     """A module as torch.export sees it, for batches of 1 to `max_batch`; casts of autocast are nodes of the graph."""
     batch = {0: torch.export.Dim("batch", min=1, max=max_batch)} if max_batch > 1 else None
     with torch.no_grad():
-        program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(batch for _ in inputs))
-        return program.run_decompositions({})
+        program: torch.export.ExportedProgram = torch.export.export(
+            module, tuple(inputs), dynamic_shapes=tuple(batch for _ in inputs)
+        ).run_decompositions({})
+    return program
 
 
 def build_plan(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from streampose.estimator import Estimate
 from streampose.follower import Follower
+from streampose.metrics import SourceSummary, StageSummary
 from streampose.regions import Region
 from streampose.sources import Source, Status
-from streampose.types import Frame
+from streampose.types import Frame, Pose, PoseFrame
 
 
 @dataclass(slots=True)
@@ -27,6 +29,7 @@ class Lane:
         epoch: of the last frame.
         since_detection, detected_s: frames and presentation time since the detector looked.
         turn: when it was last served, in turns.
+        under_way: its last frame is being estimated; the next one waits for where the people were.
     """
 
     source: Source
@@ -40,6 +43,42 @@ class Lane:
     since_detection: int = 0
     detected_s: float = -math.inf
     turn: int = 0
+    under_way: bool = False
+
+    def poses(self, frame: Frame, people: tuple[Pose, ...], skeleton: str, now_ns: int) -> PoseFrame:
+        """What is published of a frame of its."""
+        return PoseFrame(
+            source=frame.source_id,
+            epoch=frame.epoch,
+            frame_index=frame.index,
+            pts_s=frame.pts_s,
+            captured_ns=frame.captured_ns,
+            published_ns=now_ns,
+            width=frame.width,
+            height=frame.height,
+            skeleton=skeleton,
+            dropped=self.source.ring.dropped,
+            people=people,
+            clock=frame.clock,
+        )
+
+    def summary(self, latency: StageSummary | None) -> SourceSummary:
+        """What it has come to.
+
+        Args:
+            latency: from capture to result.
+        """
+        source = self.source
+        return SourceSummary(
+            frames=self.frames,
+            dropped=source.ring.drops,
+            outcome=str(source.outcome),
+            error=str(source.error) if source.error else None,
+            reconnects=source.reconnects,
+            epoch=source.epoch,
+            latency=latency,
+            age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
+        )
 
     @property
     def done(self) -> bool:
@@ -48,8 +87,23 @@ class Lane:
 
     @property
     def ready(self) -> bool:
-        """It has a frame."""
-        return len(self.source.ring) > 0 and not self.done
+        """It has a frame that can be estimated."""
+        return len(self.source.ring) > 0 and not self.done and not self.under_way
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Frames that are being estimated together.
+
+    Attributes:
+        batch: one frame of each of some lanes.
+        finish: waits for their estimates and gives them.
+        began_s: when, by `time.perf_counter`.
+    """
+
+    batch: list[tuple[Lane, Frame]]
+    finish: Callable[[], list[Estimate]]
+    began_s: float
 
 
 class Lanes:
@@ -109,7 +163,7 @@ class Lanes:
         """The lanes with a frame; of those that are late, only cameras that are online are waited for."""
         until_s = time.monotonic() + wait_s
         while True:
-            lanes = list(self)
+            lanes = [lane for lane in self if not lane.under_way]
             ready = [lane for lane in lanes if lane.ready]
             expected = sum(
                 lane.ready or (lane.source.live and not lane.done and lane.source.status is Status.ONLINE)
