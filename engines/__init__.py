@@ -87,10 +87,18 @@ def load_engine(name: str | Path, threads: int = 2) -> Engine:
     return open_engine(folder, read_manifest(folder), threads)
 
 
-def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
-    """As `load_engine`, of a bundle whose manifest is known."""
+def open_engine(folder: Path, manifest: Manifest, threads: int = 2, on_cuda: bool = False) -> Engine:
+    """As `load_engine`, of a bundle whose manifest is known.
+
+    Args:
+        on_cuda: run a bundle for ONNX Runtime by its CUDA provider, or raise.
+    """
     if manifest.kind != "pose":
         raise ModelError(f"{folder} is a {manifest.kind}, not a pose model; give it as --detector")
+    if manifest.target == "onnxruntime" and on_cuda:
+        from streampose.engines.onnxruntime_cuda import open_onnxruntime_cuda
+
+        return open_onnxruntime_cuda(folder, manifest, threads)
     if manifest.target == "onnxruntime":
         from streampose.engines.onnxruntime import OnnxRuntimeEngine
 

@@ -108,6 +108,10 @@ class Stream:
         """Copy from device memory to page-locked host memory."""
         _result(driver().cuMemcpyDtoHAsync(target, source, size, self._stream))
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy within device memory."""
+        _result(driver().cuMemcpyDtoDAsync(target, source, size, self._stream))
+
     def launch(
         self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[int | float]
     ) -> None:

@@ -161,6 +161,10 @@ class Gpu:
         stream.put(self._copy(target, source, size))
         return (Status(0),)
 
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: Stream) -> Any:
+        stream.put(self._copy(target, source, size))
+        return (Status(0),)
+
     def cuEventCreate(self, _flags: int) -> Any:
         return Status(0), SimpleNamespace(stream=None, count=0)
 

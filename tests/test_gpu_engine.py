@@ -15,9 +15,10 @@ from fake_gpu import Gpu, TensorRT
 onnx = pytest.importorskip("onnx", reason="needs the [tensorrt] extra")
 from numpy.typing import NDArray
 
-from streampose.engines import Crops, Engine, Overlapping, cuda, load_engine, read_manifest
+from streampose.engines import Crops, Engine, Overlapping, cuda, load_engine, onnxruntime_cuda, read_manifest
 from streampose.engines.graphs import to_float_input
 from streampose.engines.manifest import bundled_names, locate_bundle
+from streampose.engines.onnxruntime import ON_CPU
 from streampose.engines.tensorrt import KERNELS, TensorrtEngine
 from streampose.geometry import between_crops, crop_affine
 
@@ -213,3 +214,26 @@ def test_windows_and_transforms_fit(bundle: Path, on_cpu: Engine, monkeypatch: p
         engine.begin_fuse(windows(features), given[1][:, :4])
     assert engine.encode([]) == []
     assert engine.fuse([], np.zeros((0, 5, 2, 3), np.float32)).shape == (0, 17, 3)
+
+
+@pytest.mark.parametrize("eagerness", [0.0, 1.0])
+def test_onnx_runtime_is_bound_to_device_memory(
+    eagerness: float, on_cpu: Engine, given: list[Round], wanted: list[NDArray[np.float32]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By its own bindings, with the CPU's provider and memory in the place of the GPU's."""
+    gpu = Gpu(eagerness)
+    monkeypatch.setattr(cuda, "driver", lambda: gpu)
+    monkeypatch.setattr(onnxruntime_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(onnxruntime_cuda, "BATCH", 4)
+    folder = locate_bundle("lite")
+    engine = onnxruntime_cuda.OnnxCudaEngine(folder, read_manifest(folder), 2, ON_CPU)
+    assert_same(by_one(engine, given), wanted)
+    features = engine.encode(given[0][0])
+    np.testing.assert_allclose(engine.read(features[0]), on_cpu.read(on_cpu.encode(given[0][0])[0]), atol=1e-3)
+    maps = engine.heatmaps(windows(features), given[0][1])
+    np.testing.assert_allclose(maps, on_cpu.heatmaps(windows(on_cpu.encode(given[0][0])), given[0][1]), atol=1e-3)
+    with pytest.raises(ValueError, match="transforms of 1 windows are"):
+        engine.fuse(windows(features), given[0][1][:, :4])
+    del features
+    assert len(engine._slots.free) == engine._slots.BLOCK
