@@ -269,6 +269,9 @@ class _Network:
         if self._engine is None:
             raise ModelError(f"{file} cannot be loaded by {trt.__name__} {trt.__version__}")
         self._contexts: dict[int, Any] = {}  # one a batch size: a recorded graph is bound to its context's shapes
+        # they run one after another, and each by itself would take what the largest batch needs
+        self._scratch = cuda.DeviceMemory(self._engine.device_memory_size_v2)
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.inputs: dict[str, _Tensor] = {}
         self.outputs: dict[str, _Tensor] = {}
         counted = {f"output{index}": name for index, name in enumerate(outputs)}
@@ -288,7 +291,8 @@ class _Network:
             raise ModelError("TensorRT refused to run the engine; its log says why (streampose --debug)")
 
     def _prepare(self, count: int) -> Any:
-        context = self._engine.create_execution_context()
+        context = self._engine.create_execution_context(self._strategy)
+        context.set_device_memory(self._scratch.address, self._scratch.size)
         for tensor in (*self.inputs.values(), *self.outputs.values()):
             context.set_tensor_address(tensor.name, tensor.memory.address)
         for tensor in self.inputs.values():

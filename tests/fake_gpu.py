@@ -247,6 +247,7 @@ class TensorRT:
     __name__ = "tensorrt_rtx"
     __version__ = "1.7.1.116"
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by the user")
 
     class ILogger:
         def __init__(self) -> None:
@@ -271,6 +272,7 @@ class _Plan:
         names = [f"output{index}" if module.counted_outputs else node.name for index, node in enumerate(outputs)]
         self.nodes |= {name: (node, "output") for name, node in zip(names, outputs, strict=True)}
         self.num_io_tensors = len(self.nodes)
+        self.device_memory_size_v2 = 4096
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.nodes)[index]
@@ -284,7 +286,8 @@ class _Plan:
     def get_tensor_mode(self, name: str) -> str:
         return self.nodes[name][1]
 
-    def create_execution_context(self) -> _Context:
+    def create_execution_context(self, strategy: str) -> _Context:
+        assert strategy == "by the user"
         return _Context(self)
 
 
@@ -293,6 +296,10 @@ class _Context:
         self.plan = plan
         self.addresses: dict[str, int] = {}
         self.batch = 0
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.plan.device_memory_size_v2
+        self.plan.module.gpu.bytes_at(address, size)
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address

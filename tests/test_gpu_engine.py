@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,25 @@ from fake_gpu import Gpu, TensorRT
 onnx = pytest.importorskip("onnx", reason="needs the [tensorrt] extra")
 from numpy.typing import NDArray
 
-from streampose.engines import Crops, Engine, Overlapping, cuda, load_engine, onnxruntime_cuda, read_manifest
+from streampose.engines import (
+    Crops,
+    Engine,
+    Overlapping,
+    cuda,
+    load_engine,
+    onnxruntime_cuda,
+    read_manifest,
+    tensorrt,
+    tensorrt_build,
+)  # fmt: skip
+from streampose.engines.compile import build_engine
 from streampose.engines.graphs import to_float_input
 from streampose.engines.manifest import bundled_names, locate_bundle
 from streampose.engines.onnxruntime import ON_CPU
+from streampose.engines.parity import REFERENCE
+from streampose.engines.store import choose_engine, verify
 from streampose.engines.tensorrt import KERNELS, TensorrtEngine
+from streampose.errors import ModelError
 from streampose.geometry import between_crops, crop_affine
 
 if "lite" not in bundled_names():
@@ -237,3 +252,85 @@ def test_onnx_runtime_is_bound_to_device_memory(
         engine.fuse(windows(features), given[0][1][:, :4])
     del features
     assert len(engine._slots.free) == engine._slots.BLOCK
+
+
+@pytest.fixture
+def rtx_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TensorRT:
+    """TensorRT for RTX and a GPU, as far as building and running go: a plan is the graph it would be built from."""
+    gpu = Gpu(0.4)
+    trt = TensorRT(gpu)
+    monkeypatch.setattr(cuda, "driver", lambda: gpu)
+    for module in (tensorrt, tensorrt_build):
+        monkeypatch.setattr(module, "import_tensorrt", lambda _target: trt)
+    monkeypatch.setattr(tensorrt_build, "build_plan", lambda _trt, model, *_: model.SerializeToString())
+    monkeypatch.setenv("STREAMPOSE_ENGINES", str(tmp_path / "store"))
+    return trt
+
+
+def test_an_engine_is_built_verified_stored_and_chosen(
+    rtx_here: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half precision through the gate; then other machines' and versions' bundles, each refused in one line."""
+    manifest, folder = build_engine("lite", None, "tensorrt-rtx", None, MOST, None, 0.4)
+    assert folder == tmp_path / "store" / "lite-tensorrt-rtx-fp16"
+    assert (manifest.gpu_architecture, manifest.max_batch, manifest.precision) == ("sm_90", MOST, "fp16")
+    assert manifest.versions["tensorrt_rtx"] == rtx_here.__version__
+    assert 0 < manifest.parity["keypoints_p99_px"] <= 0.5
+    assert set(manifest.files) == {"encoder.engine", "fuser.engine", KERNELS, REFERENCE}
+    assert b"cut_crops" in (folder / KERNELS).read_bytes()
+    with caplog.at_level(logging.INFO):
+        engine = choose_engine("lite")
+    assert isinstance(engine, TensorrtEngine)
+    assert caplog.messages == [f"lite runs on tensorrt-rtx in fp16, from {folder}"]
+    assert "99 of 100 joints within" in verify(folder, manifest)
+    rebuild = (
+        "remove it and rebuild it with: streampose build-engine --model lite --target tensorrt-rtx --precision fp16"
+    )
+    monkeypatch.setattr(rtx_here, "__version__", "1.8")
+    with pytest.raises(ModelError, match=r"was built with tensorrt_rtx 1.7.1.116, here is 1.8") as caught:
+        choose_engine("lite", "tensorrt-rtx")
+    assert str(caught.value).endswith(rebuild)
+    monkeypatch.setattr(rtx_here, "__version__", "1.7.1.116")
+    monkeypatch.setattr(cuda, "architecture", lambda: "sm_120")
+    with pytest.raises(ModelError, match="is for the GPU architecture sm_90, here is sm_120") as caught:
+        choose_engine("lite", "tensorrt-rtx")
+    assert str(caught.value).endswith(rebuild)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("rtx_here")
+def test_an_engine_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel moves features to the wrong slots."""
+    move = Gpu.move_blocks
+    monkeypatch.setattr(Gpu, "move_blocks", lambda gpu, a, b, words, count: move(gpu, a, b, words // 2, count))
+    with pytest.raises(ModelError, match="lite for tensorrt-rtx does not compute what the network computes in torch"):
+        build_engine("lite", None, "tensorrt-rtx", None, MOST, tmp_path / "out", 0.4)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_with_a_gpu_is_told_of_the_faster_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STREAMPOSE_ENGINES", str(tmp_path))
+    monkeypatch.setattr("streampose.engines.store.has_nvidia_gpu", lambda: True)
+    choose_engine("lite")
+    (said,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert said.endswith("a faster engine: streampose build-engine --model lite --target tensorrt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_has_what_the_engine_calls() -> None:
+    """The names, in the bindings of TensorRT for RTX, which are TensorRT's."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs the [tensorrt-rtx] extra")
+    names = {
+        trt: ("Runtime", "ILogger", "nptype", "__version__"),
+        trt.Runtime: ("deserialize_cuda_engine",),
+        trt.ICudaEngine: ("num_io_tensors", "device_memory_size_v2", "create_execution_context"),
+        trt.IExecutionContext: ("set_device_memory", "set_tensor_address", "set_input_shape", "execute_async_v3"),
+        trt.ExecutionContextAllocationStrategy: ("USER_MANAGED",),
+        trt.TensorIOMode: ("INPUT",),
+    }
+    assert [f"{where}.{name}" for where, wanted in names.items() for name in wanted if not hasattr(where, name)] == []
+    asked = ("get_tensor_name", "get_tensor_shape", "get_tensor_dtype", "get_tensor_mode")
+    assert all(hasattr(trt.ICudaEngine, name) for name in asked)
+    assert np.dtype(trt.nptype(trt.DataType.UINT8)) == np.uint8
