@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from streampose.engines import open_engine
+from streampose.engines import cuda, open_engine
 from streampose.engines.bundle import new_bundle, versions_of
 from streampose.engines.manifest import (
     PRECISIONS,
@@ -218,6 +218,9 @@ def build_engine(
 
     if (target, precision) == ("onnxruntime", "fp32"):
         return build_from_checkpoint(checkpoint, out, score_threshold), out
+    if target != "onnxruntime":  # rather than after the export, which takes minutes
+        _COMPILERS[target].load()
+        cuda.architecture()
     with tempfile.TemporaryDirectory() as between:
         source = Path(between) / out.name
         build_from_checkpoint(checkpoint, source, score_threshold)
