@@ -31,7 +31,7 @@ from streampose.model import FamiPose, load
 from streampose.model.network import CropEncoder
 from streampose.plugins.crops import compile_kernels
 from streampose.plugins.deform_conv.geometry import Geometry, Storage, pack_weight
-from streampose.plugins.deform_conv.tensorrt_plugin import ATTRIBUTES, NAME, NAMESPACE, register
+from streampose.plugins.deform_conv.tensorrt_plugin import NAME, NAMESPACE, attributes_of, register
 
 TARGET = "torch-tensorrt"
 PACKAGES = ("torch", "torch-tensorrt", "cuda-bindings", "nvidia-cuda-nvrtc")
@@ -246,8 +246,7 @@ def _add_plugin(ctx: Any, args: tuple[Any, ...], name: str, storage: Storage) ->
         given[1] if bias is None else get_trt_tensor(ctx, constant(bias), f"{name}_bias"),
     ]
     plugin = getattr(getattr(tensorrt.plugin.op, NAMESPACE), NAME)
-    numbers = {attribute: int(getattr(geometry, attribute)) for attribute in ATTRIBUTES}
-    layer = ctx.net.add_plugin(plugin(*inputs, **numbers), aot=True)
+    layer = ctx.net.add_plugin(plugin(*inputs, **attributes_of(geometry)), aot=True)
     layer.name = name
     return cast_trt_tensor(ctx, layer.get_output(0), x.dtype, f"{name}_y")
 

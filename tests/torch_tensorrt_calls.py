@@ -210,7 +210,7 @@ def converted(converters: Any, settings: Any, graph: Any, node: Any) -> dict[str
         "types": [str(tensor.dtype) for tensor in inputs],
         "names": [tensor.name for tensor in inputs if isinstance(tensor.made_by, str)],
         "packed": inputs[3].made_by.tolist(), "weight": weight.tolist(), "bias": inputs[4].made_by.tolist(),
-        "attributes": {name: int(number) for name, number in instance.attrs.items()},
+        "attributes": {name: int(np.ravel(number)[0]) for name, number in instance.attrs.items()},
         "result": str(made.dtype), "map": str(types[node.args[0].meta["val"].dtype]),
     }  # fmt: skip
 
