@@ -137,7 +137,7 @@ def _define() -> None:
         return trtp.from_shape_expr(shape, x.dtype)
 
     def formats(x: Any, *rest: Any) -> Any:
-        *_, channels, out_channels = (*rest[:-3], *map(_number, rest[-3:-1]))
+        channels, out_channels = (_number(attribute) for attribute in rest[-3:-1])  # the outputs come last
         storage = storages[x.dtype].upper()
         types = f"{storage}, FP32, {storage}, {storage}, FP32, {storage}"
         last = storage == "FP16" and channels % 8 == 0 and out_channels % 8 == 0  # HWC8 without filling
