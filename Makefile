@@ -75,4 +75,5 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(RUNTIME)
 	@echo "Installing the extras train, record, web and dev into $(VENV); the first time takes some minutes (torch)"
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[train,record,web,dev]'
+	@$(PIP_INSTALL) --no-deps torch-tensorrt dllist psutil || echo "torch-tensorrt cannot be had here; its tests are skipped"
 	@touch $@

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,20 @@ class Engine(Protocol):
         """A copy of a feature on the host: (C, H/4, W/4) float32."""
 
 
+@runtime_checkable
+class Overlapping(Protocol):
+    """What an engine can besides that computes beside its caller: take the next batch while it computes this one."""
+
+    def begin_fuse(
+        self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
+    ) -> Callable[[], NDArray[np.float32]]:
+        """As `Engine.fuse`, but without waiting.
+
+        Returns:
+            What waits for the keypoints and gives them, whenever and as often as it is called.
+        """
+
+
 def load_engine(name: str | Path, threads: int = 2) -> Engine:
     """The engine of a bundled model or of a bundle's folder.
 
@@ -73,15 +87,23 @@ def load_engine(name: str | Path, threads: int = 2) -> Engine:
     return open_engine(folder, read_manifest(folder), threads)
 
 
-def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
-    """As `load_engine`, of a bundle whose manifest is known."""
+def open_engine(folder: Path, manifest: Manifest, threads: int = 2, on_cuda: bool = False) -> Engine:
+    """As `load_engine`, of a bundle whose manifest is known.
+
+    Args:
+        on_cuda: run a bundle for ONNX Runtime by its CUDA provider, or raise.
+    """
     if manifest.kind != "pose":
         raise ModelError(f"{folder} is a {manifest.kind}, not a pose model; give it as --detector")
+    if manifest.target == "onnxruntime" and on_cuda:
+        from streampose.engines.onnxruntime_cuda import open_onnxruntime_cuda
+
+        return open_onnxruntime_cuda(folder, manifest, threads)
     if manifest.target == "onnxruntime":
         from streampose.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(folder, manifest, threads)
-    if manifest.target in ("tensorrt", "tensorrt-rtx"):
+    if manifest.target in ("tensorrt", "tensorrt-rtx", "torch-tensorrt"):
         from streampose.engines.tensorrt import open_tensorrt
 
         return open_tensorrt(folder, manifest)
@@ -89,6 +111,6 @@ def open_engine(folder: Path, manifest: Manifest, threads: int = 2) -> Engine:
 
 
 __all__ = [
-    "Crops", "Engine", "Feature", "Manifest", "load_engine", "locate_bundle", "open_engine", "read_manifest",
-    "whole_pictures",
+    "Crops", "Engine", "Feature", "Manifest", "Overlapping", "load_engine", "locate_bundle", "open_engine",
+    "read_manifest", "whole_pictures",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from streampose.engines import open_engine
+from streampose.engines import cuda, open_engine
 from streampose.engines.bundle import new_bundle, versions_of
 from streampose.engines.manifest import (
     PRECISIONS,
@@ -44,6 +44,7 @@ class Job:
         target: what is to run it.
         precision: one of the target's.
         max_batch: most people or windows of one run.
+        checkpoint: that the source was made from, where it is known.
     """
 
     source: Path
@@ -52,6 +53,7 @@ class Job:
     target: str
     precision: str
     max_batch: int
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,9 @@ _COMPILERS = {
     "tensorrt-rtx": _Compiler(
         "streampose.engines.tensorrt_build", ("fp16", "fp32"), "tensorrt-rtx", ("onnx", "tensorrt_rtx", "cuda")
     ),
+    "torch-tensorrt": _Compiler(
+        "streampose.engines.torch_tensorrt", ("fp16", "fp32"), "torch-tensorrt", ("torch", "torch_tensorrt", "cuda")
+    ),
 }
 
 
@@ -117,8 +122,9 @@ def check_target(target: str, precision: str | None) -> str:
 
 
 def compile_bundle(
-    model: str | Path, out: Path, target: str, precision: str | None = None, max_batch: int = MAX_BATCH
-) -> Manifest:
+    model: str | Path, out: Path, target: str, precision: str | None = None, max_batch: int = MAX_BATCH,
+    checkpoint: Path | None = None,
+) -> Manifest:  # fmt: skip
     """Compile a bundle of ONNX graphs for a target.
 
     Args:
@@ -126,6 +132,7 @@ def compile_bundle(
         out: folder to write; it must not exist.
         target, precision: see `check_target`.
         max_batch: most people or windows of one run on a GPU, 1 or more.
+        checkpoint: that the bundle was made from; torch-tensorrt compiles it instead of the graphs.
 
     Raises:
         UsageError: `out` exists, or options that do not go together.
@@ -148,7 +155,7 @@ def compile_bundle(
         )
     reference = read_reference(source)
     with new_bundle(out) as folder:
-        made = _compile(Job(source, folder, manifest, target, precision, max_batch))
+        made = _compile(Job(source, folder, manifest, target, precision, max_batch, checkpoint))
         shutil.copyfile(source / REFERENCE, folder / REFERENCE)
         on_gpu = target != "onnxruntime"
         compiled = msgspec.structs.replace(
@@ -175,8 +182,6 @@ def _compile(job: Job) -> Made:
         for name in graph_files("pose", "onnxruntime"):
             shutil.copyfile(job.source / name, job.out / name)
         return Made({})
-    if job.target not in _COMPILERS:
-        raise ModelError(f"{job.target} is compiled from a checkpoint, not from a bundle; give --checkpoint FILE")
     return _COMPILERS[job.target].load()(job)
 
 
@@ -213,9 +218,10 @@ def build_engine(
 
     if (target, precision) == ("onnxruntime", "fp32"):
         return build_from_checkpoint(checkpoint, out, score_threshold), out
-    if target == "torch-tensorrt":
-        raise ModelError("torch-tensorrt is not built by this version; choose --target tensorrt")
+    if target != "onnxruntime":  # rather than after the export, which takes minutes
+        _COMPILERS[target].load()
+        cuda.architecture()
     with tempfile.TemporaryDirectory() as between:
         source = Path(between) / out.name
         build_from_checkpoint(checkpoint, source, score_threshold)
-        return compile_bundle(source, out, target, precision, max_batch), out
+        return compile_bundle(source, out, target, precision, max_batch, checkpoint), out

@@ -108,6 +108,10 @@ class Stream:
         """Copy from device memory to page-locked host memory."""
         _result(driver().cuMemcpyDtoHAsync(target, source, size, self._stream))
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy within device memory."""
+        _result(driver().cuMemcpyDtoDAsync(target, source, size, self._stream))
+
     def launch(
         self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[int | float]
     ) -> None:
@@ -118,6 +122,14 @@ class Stream:
     def wait(self) -> None:
         """Until everything that was put in has run."""
         _result(driver().cuStreamSynchronize(self._stream))
+
+    def mark(self, event: Event) -> None:
+        """Let an event stand for everything that was put in so far."""
+        _result(driver().cuEventRecord(event.handle, self._stream))
+
+    def follow(self, event: Event) -> None:
+        """Let what is put in from now on run after what an event stands for, in whatever stream; the host goes on."""
+        _result(driver().cuStreamWaitEvent(self._stream, event.handle, 0))
 
     @contextmanager
     def capture(self) -> Iterator[Callable[[], Graph]]:
@@ -134,6 +146,22 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
             driver().cuStreamDestroy(self._stream)
+
+
+class Event:
+    """A point in a stream, see `Stream.mark`; before it is marked the first time there is nothing to wait for."""
+
+    def __init__(self) -> None:
+        flag = int(driver().CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self.handle = _result(driver().cuEventCreate(flag))
+
+    def wait(self) -> None:
+        """Until the device has come to it."""
+        _result(driver().cuEventSynchronize(self.handle))
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            driver().cuEventDestroy(self.handle)
 
 
 class Graph:

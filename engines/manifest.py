@@ -73,13 +73,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def graph_files(kind: str, target: str) -> tuple[str, ...]:
     """Names of the graphs that a bundle of this kind and target consists of."""
-    suffix = {"onnxruntime": "onnx", "torch-tensorrt": "ep"}.get(target, "engine")
+    suffix = "onnx" if target == "onnxruntime" else "engine"
     return tuple(str(Path(name).with_suffix(f".{suffix}")) for name in GRAPHS[kind])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into a folder."""
     (folder / FILE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def rebuilding(manifest: Manifest) -> str:
+    """How to build such a bundle again, in words that end with the command."""
+    compiled = (manifest.target, manifest.precision) != ("onnxruntime", "fp32") and manifest.target != "torch-tensorrt"
+    if compiled and manifest.name in bundled_names():
+        rest = f"--model {manifest.name} --target {manifest.target} --precision {manifest.precision}"
+    else:
+        rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision} --out BUNDLE"
+    return f"remove it and rebuild it with: streampose build-engine {rest}"
 
 
 def locate_bundle(name: str | Path) -> Path:
@@ -112,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         ModelError: one line that says what is wrong and how to rebuild.
     """
     path = folder / FILE_NAME
-    rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target onnxruntime --out BUNDLE"
+    rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out BUNDLE"
     try:
         text = path.read_bytes()
         schema = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema")
@@ -126,6 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelError(f"{path} cannot be read: {error.strerror}; {rebuild}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}; {rebuild}") from error
+    rebuild = rebuilding(manifest)
     for name, expected in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():

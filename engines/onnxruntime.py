@@ -23,9 +23,13 @@ ENCODER, FUSER = GRAPHS["pose"]
 NAMES = [["crops", "features"], ["features", "transforms", "keypoints", "heatmaps"]]
 
 
-def open_session(file: Path | bytes, threads: int) -> ort.InferenceSession:
-    """A session on the CPU, of a file or a model in memory, whose threads sleep while it is idle: several spinning ones
-    slow each other down sixfold.
+ON_CPU: tuple[Any, ...] = ("CPUExecutionProvider",)
+"""ONNX Runtime's providers, as `open_session` takes them."""
+
+
+def open_session(file: Path | bytes, threads: int, providers: Sequence[Any] = ON_CPU) -> ort.InferenceSession:
+    """A session, of a file or a model in memory, whose threads sleep while it is idle: several spinning ones slow each
+    other down sixfold.
 
     Raises:
         ModelError: ONNX Runtime cannot load the file.
@@ -36,7 +40,7 @@ def open_session(file: Path | bytes, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 4
     try:
         model = file if isinstance(file, bytes) else str(file)
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime has a class of its own for every kind of damage
         name = "a model in memory" if isinstance(file, bytes) else file
         raise ModelError(f"{name} cannot be loaded by ONNX Runtime {ort.__version__}") from error
@@ -45,10 +49,10 @@ def open_session(file: Path | bytes, threads: int) -> ort.InferenceSession:
 class OnnxRuntimeEngine:
     """See `streampose.engines.Engine`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int = 2) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int = 2, providers: Sequence[Any] = ON_CPU) -> None:
         self.manifest = manifest
-        self._encoder = open_session(folder / ENCODER, threads)
-        self._fuser = open_session(folder / FUSER, threads)
+        self._encoder = open_session(folder / ENCODER, threads, providers)
+        self._fuser = open_session(folder / FUSER, threads, providers)
         sessions = (self._encoder, self._fuser)
         names = [[node.name for node in (*session.get_inputs(), *session.get_outputs())] for session in sessions]
         if names != NAMES:
@@ -82,14 +86,17 @@ class OnnxRuntimeEngine:
     def _fuse(
         self, output: str, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        expected = (len(windows), 1 + len(self.manifest.offsets), 2, 3)
-        if transforms.shape != expected or any(len(window) != expected[1] for window in windows):
-            raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
+        self._check_windows(windows, transforms)
         parts = [np.zeros((0, *self._shapes[output]), np.float32)]
         for part in _chunks(len(windows)):
             features = np.stack([np.stack([self.read(feature) for feature in window]) for window in windows[part]])
             parts.append(self._run(self._fuser, output, {"features": features, "transforms": transforms[part]}))
         return np.concatenate(parts)
+
+    def _check_windows(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> None:
+        expected = (len(windows), 1 + len(self.manifest.offsets), 2, 3)
+        if transforms.shape != expected or any(len(window) != expected[1] for window in windows):
+            raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
 
     def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         try:

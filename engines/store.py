@@ -18,7 +18,7 @@ from streampose.errors import ModelError, StreamposeError, UsageError
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "torch-tensorrt")
 _RANK = ("tensorrt", "torch-tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
@@ -48,7 +48,8 @@ def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine
     Args:
         model: name of a bundled model or of one in the store; or a bundle's folder, which is taken as it is.
         backend: "auto" takes the first that opens of the model's bundles, see `stored_bundles`, then the bundled one.
-            Another one takes that target's only.
+            Another one takes that target's only. Bundles for onnxruntime run by its CUDA provider where it is there and
+            starts, else on the CPU; "onnxruntime-cuda" runs them by that provider or stops.
         threads: see `load_engine`.
 
     Raises:
@@ -62,22 +63,24 @@ def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine
     if model in bundled_names() or not bundles:
         folder = locate_bundle(model)
         bundles.append((folder, read_manifest(folder)))
-    wanted = [bundle for bundle in bundles if backend in ("auto", bundle[1].target)]
+    wanted = _ways(bundles, backend)
     if not wanted:
         there = ", ".join(sorted({manifest.target for _, manifest in bundles}))
+        source = f"--checkpoint FILE --out {store() / model}" if backend == "torch-tensorrt" else f"--model {model}"
         raise ModelError(
             f"{model} is not built for {backend} on this machine, only for {there}; build it with: "
-            f"streampose build-engine --model {model} --target {backend}"
+            f"streampose build-engine {source} --target {backend}"
         )
-    for place, (folder, manifest) in enumerate(wanted):
+    for place, (folder, manifest, on_cuda) in enumerate(wanted):
+        where = {True: " (CUDA)", False: " (CPU)"}[on_cuda] if manifest.target == "onnxruntime" else ""
         try:
-            engine = open_engine(folder, manifest, threads)
+            engine = open_engine(folder, manifest, threads, on_cuda)
         except StreamposeError as error:
-            if backend != "auto" or place + 1 == len(wanted):
+            if place + 1 == len(wanted) or not (backend == "auto" or on_cuda):
                 raise
-            log.warning("%s cannot run here: %s", folder, error)
+            log.warning("%s cannot run here%s: %s", folder, f" on {manifest.target}{where}" if where else "", error)
             continue
-        log.info("%s runs on %s in %s, from %s", manifest.name, manifest.target, manifest.precision, folder)
+        log.info("%s runs on %s%s in %s, from %s", manifest.name, manifest.target, where, manifest.precision, folder)
         if manifest.target == "onnxruntime" and backend == "auto" and has_nvidia_gpu():
             log.warning(
                 "this machine has an NVIDIA GPU; a faster engine: "
@@ -85,6 +88,19 @@ def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine
             )  # fmt: skip
         return engine
     raise AssertionError("the last bundle opens or raises")
+
+
+def _ways(bundles: list[tuple[Path, Manifest]], backend: str) -> list[tuple[Path, Manifest, bool]]:
+    """Bundles in the order in which they are tried, and whether by ONNX Runtime's CUDA provider."""
+    from streampose.engines.onnxruntime_cuda import is_offered
+
+    on_cpu = [(*bundle, False) for bundle in bundles if backend in ("auto", bundle[1].target)]
+    wanted = backend == "onnxruntime-cuda" or (backend in ("auto", "onnxruntime") and is_offered())
+    on_cuda = [
+        (*bundle, True) for bundle in bundles if (bundle[1].target, bundle[1].precision) == ("onnxruntime", "fp32")
+    ]
+    compiled = sum(bundle[1].target != "onnxruntime" for bundle in on_cpu)
+    return [*on_cpu[:compiled], *(on_cuda if wanted else []), *on_cpu[compiled:]]
 
 
 def has_nvidia_gpu() -> bool:
@@ -97,8 +113,11 @@ def has_nvidia_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def verify(folder: Path, manifest: Manifest) -> str:
+def verify(folder: Path, manifest: Manifest, on_cuda: bool = False) -> str:
     """Repeat the gate that a bundle passed when it was built, on this machine.
+
+    Args:
+        on_cuda: see `open_engine`.
 
     Returns:
         What was found, in words.
@@ -109,7 +128,7 @@ def verify(folder: Path, manifest: Manifest) -> str:
     files = f"{', '.join(manifest.files)} as built"
     if manifest.kind != "pose":
         return files
-    parity = compare(open_engine(folder, manifest), read_reference(folder))
+    parity = compare(open_engine(folder, manifest, on_cuda=on_cuda), read_reference(folder))
     check(manifest.name, manifest.precision, parity)
     return (
         f"{files}; 99 of 100 joints within {parity['keypoints_p99_px']:.2g} px of torch's, "

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 
 from streampose.engines import cuda
 from streampose.engines.crops import Crops
-from streampose.engines.manifest import Manifest, graph_files
+from streampose.engines.manifest import Manifest, graph_files, rebuilding
+from streampose.engines.staging import (
+    DeviceFeature,
+    EncodePlace,
+    FusePlace,
+    Moves,
+    Picture,
+    Ring,
+    Running,
+    Slots,
+)  # fmt: skip
 from streampose.errors import MissingExtraError, ModelError
 from streampose.geometry import invert
 
@@ -29,9 +39,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx", "torch-tensorrt": "tensorrt"}
 KERNELS = "crops.ptx"
 """The kernels of `streampose.plugins.crops`, compiled when the bundle was built."""
+IN_FLIGHT = 2
+"""Batches under way: one that the device computes, one that the host prepares."""
+PICTURES = 8
 _BLOCK = (32, 8, 1)
 _COPY_THREADS = 256
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -60,14 +73,14 @@ def make_logger(trt: Any) -> Any:
 
 
 def open_tensorrt(folder: Path, manifest: Manifest) -> TensorrtEngine:
-    """The engine of a bundle for "tensorrt" or "tensorrt-rtx".
+    """The engine of a bundle for "tensorrt", "tensorrt-rtx" or "torch-tensorrt".
 
     Raises:
         MissingExtraError: packages are missing.
         ModelError: there is no GPU, it is of another architecture, or TensorRT is of another version.
     """
     trt = import_tensorrt(manifest.target)
-    rebuild = f"rebuild it with: streampose build-engine --model {manifest.name} --target {manifest.target}"
+    rebuild = rebuilding(manifest)
     built_with = manifest.versions.get(trt.__name__)
     if built_with != trt.__version__:
         raise ModelError(f"{folder} was built with {trt.__name__} {built_with}, here is {trt.__version__}; {rebuild}")
@@ -78,46 +91,65 @@ def open_tensorrt(folder: Path, manifest: Manifest) -> TensorrtEngine:
 
 
 class TensorrtEngine:
-    """See `streampose.engines.Engine`. Used by one thread at a time."""
+    """See `streampose.engines.Engine` and `Overlapping`. Used by one thread at a time.
+
+    Two batches may be under way. All work of the device is in one stream, in order; pictures are uploaded beside it in
+    another one. What the host writes for a batch, and where its results come, is there twice.
+    """
 
     def __init__(self, trt: Any, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._stream = cuda.Stream()
+        self._stream, self._uploads = cuda.Stream(), cuda.Stream()
         logger = make_logger(trt)
         runtime = trt.Runtime(logger)
         encoder, fuser = graph_files("pose", manifest.target)
-        self._encoder = _Network(trt, runtime, folder / encoder, manifest.max_batch)
-        self._fuser = _Network(trt, runtime, folder / fuser, manifest.max_batch)
+        batch, frames = manifest.max_batch, 1 + len(manifest.offsets)
+        self._encoder = _Network(trt, runtime, folder / encoder, batch, ("features",))
+        self._fuser = _Network(trt, runtime, folder / fuser, batch, ("keypoints", "heatmaps"))
         code = (folder / KERNELS).read_bytes()
         self._cut = cuda.Kernel(
             code, "cut_crops", (_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _INT, _INT)
         )  # fmt: skip
         self._move = cuda.Kernel(code, "move_blocks", (_POINTER, _POINTER, _INT, _INT))
-        self._slots = _Slots(self._encoder.outputs["features"].item_bytes)
-        self._frame = _FrameBuffer()
-        batch, frames = manifest.max_batch, 1 + len(manifest.offsets)
-        self._inverses = _Mirror((batch, 2, 3), np.float32)
-        self._from, self._to = (_Mirror((batch * frames,), np.uint64) for _ in range(2))
-        self._transforms = _Mirror((batch, frames, 2, 3), np.float32, self._fuser.inputs["transforms"].memory)
-        self._results = {
-            name: cuda.PinnedArray((batch, *tensor.shape), tensor.dtype) for name, tensor in self._fuser.outputs.items()
-        }
-        self._graphs: dict[tuple[str, int], cuda.Graph] = {}
+        self._slots = Slots(self._encoder.outputs["features"].item_bytes)
+        self._pictures = Ring(Picture, PICTURES)
+        self._encode_places = Ring(lambda: EncodePlace(batch), IN_FLIGHT)
+        transforms = self._fuser.inputs["transforms"].memory
+        self._fuse_places = Ring(lambda: FusePlace(batch, frames, transforms, self._fuser.outputs), IN_FLIGHT)
+        self._graphs: dict[tuple[object, ...], cuda.Graph] = {}
 
     def encode(self, crops: Sequence[Crops]) -> list[Feature]:
+        """As in `Engine`; people of all pictures are batched. Nothing here waits for the device's results."""
         cuda.make_current()
         features: list[Feature] = []
+        place, filled = self._encode_places.take(), 0
+        place.free.wait()
         for part in crops:
-            self._frame.upload(part.image, self._stream)
-            for start in range(0, len(part.affines), self.manifest.max_batch):
-                features.extend(self._encode(part, part.affines[start : start + self.manifest.max_batch]))
-        return features
+            picture = self._pictures.take()
+            picture.upload(part.image, self._uploads)
+            self._stream.follow(picture.there)
+            start = 0
+            while start < len(part.affines):
+                affines = part.affines[start : start + self.manifest.max_batch - filled]
+                self._put_cut(picture, part.image.shape[:2], affines, place, filled)
+                start, filled = start + len(affines), filled + len(affines)
+                if filled == self.manifest.max_batch:
+                    features.extend(self._encode(place, filled))
+                    place, filled = self._encode_places.take(), 0
+                    place.free.wait()
+            self._stream.mark(picture.used)
+        return [*features, *self._encode(place, filled)] if filled else features
 
     def fuse(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._fuse("keypoints", windows, transforms)
+        return self._begin("keypoints", windows, transforms)()
+
+    def begin_fuse(
+        self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
+    ) -> Callable[[], NDArray[np.float32]]:
+        return self._begin("keypoints", windows, transforms)
 
     def heatmaps(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._fuse("heatmaps", windows, transforms)
+        return self._begin("heatmaps", windows, transforms)()
 
     def read(self, feature: Feature) -> NDArray[np.float32]:
         cuda.make_current()
@@ -127,73 +159,77 @@ class TensorrtEngine:
         self._stream.wait()
         return host.array.astype(np.float32)
 
-    def _encode(self, part: Crops, affines: NDArray[np.float32]) -> list[Feature]:
-        """Cut and encode some crops of the picture that was uploaded; nothing here waits for the device's results."""
+    def _put_cut(
+        self, picture: Picture, size: tuple[int, ...], affines: NDArray[np.float32], place: EncodePlace, first: int
+    ) -> None:
+        """Put the cutting of some crops into the stream; they become the encoder's inputs from number `first` on."""
         count = len(affines)
         height, width = self.manifest.input_size
-        crops = self._encoder.inputs["crops"].memory
-        self._stream.wait()  # what is copied from is free to be written
-        self._inverses.host[:count] = invert(affines)
-        self._inverses.upload(count, self._stream)
+        crops = self._encoder.inputs["crops"]
+        place.inverses.host[first : first + count] = invert(affines)
+        inverses = place.inverses.upload(count, self._stream, first)
         grid = (-(-width // _BLOCK[0]), -(-height // _BLOCK[1]), count)
-        picture = (self._frame.address, *part.image.shape[:2])
-        arguments = (*picture, self._inverses.address, crops.address, count, height, width)
+        target = crops.memory.address + first * crops.item_bytes
+        arguments = (picture.address, *size, inverses, target, count, height, width)
         self._stream.launch(self._cut, grid, _BLOCK, arguments)
+
+    def _encode(self, place: EncodePlace, count: int) -> list[Feature]:
+        """Put the encoder's run of the crops that were cut into the stream."""
         tensor = self._encoder.outputs["features"]
         features = [self._slots.take() for _ in range(count)]
-        self._from.host[:count] = tensor.memory.address + np.arange(count, dtype=np.uint64) * tensor.item_bytes
-        self._to.host[:count] = [feature.address for feature in features]
-        self._run(("encode", count), lambda: self._put_encode(count))
+        sources = tensor.memory.address + np.arange(count, dtype=np.uint64) * tensor.item_bytes
+        place.moves.fill(sources, [feature.address for feature in features])
+
+        def put() -> None:
+            self._encoder.put(count, self._stream)
+            self._put_moves(place.moves, count)
+
+        self._run((place, count), put)
+        self._stream.mark(place.free)
         return list(features)
 
-    def _put_encode(self, count: int) -> None:
-        self._encoder.put(count, self._stream)
-        self._put_moves(count)
-
-    def _fuse(
+    def _begin(
         self, output: str, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    ) -> Callable[[], NDArray[np.float32]]:
+        """Put windows into the stream; what is returned waits for an output of theirs."""
         frames = 1 + len(self.manifest.offsets)
         if transforms.shape != (len(windows), frames, 2, 3) or any(len(window) != frames for window in windows):
             expected = (len(windows), frames, 2, 3)
             raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
         cuda.make_current()
-        parts = [np.zeros((0, *self._fuser.outputs[output].shape), np.float32)]
+        running = []
         for start in range(0, len(windows), self.manifest.max_batch):
             part = slice(start, start + self.manifest.max_batch)
-            parts.append(self._fuse_batch(output, windows[part], transforms[part]))
-        return np.concatenate(parts)
+            running.append(self._begin_batch(output, windows[part], transforms[part]))
+        nobody = np.zeros((0, *self._fuser.outputs[output].shape), np.float32)
+        return lambda: np.concatenate([nobody, *(part.collect() for part in running)])
 
-    def _fuse_batch(
+    def _begin_batch(
         self, output: str, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    ) -> Running:
         count = len(windows)
         addresses = [_address(feature) for window in windows for feature in window]
         target, item = self._fuser.inputs["features"].memory.address, self._slots.item_bytes
-        self._stream.wait()
-        self._from.host[: len(addresses)] = addresses
-        self._to.host[: len(addresses)] = target + np.arange(len(addresses), dtype=np.uint64) * item
-        self._transforms.host[:count] = transforms
-        self._run(("fuse", count), lambda: self._put_fuse(count, len(addresses)))
-        self._stream.wait()
-        return np.asarray(self._results[output].array[:count], np.float32).copy()
+        place = self._fuse_places.take()
+        place.clear()
+        place.moves.fill(addresses, target + np.arange(len(addresses), dtype=np.uint64) * item)
+        place.transforms.host[:count] = transforms
 
-    def _put_fuse(self, count: int, blocks: int) -> None:
-        self._put_moves(blocks)
-        self._transforms.upload(count, self._stream)
-        self._fuser.put(count, self._stream)
-        for name, tensor in self._fuser.outputs.items():
-            host = self._results[name]
+        def put() -> None:
+            self._put_moves(place.moves, len(addresses))
+            place.transforms.upload(count, self._stream)
+            self._fuser.put(count, self._stream)
+            tensor, host = self._fuser.outputs[output], place.results[output]
             self._stream.to_host(host.address, tensor.memory.address, count * tensor.item_bytes)
 
-    def _put_moves(self, blocks: int) -> None:
-        self._from.upload(blocks, self._stream)
-        self._to.upload(blocks, self._stream)
-        words = self._slots.item_bytes // 4
-        arguments = (self._from.address, self._to.address, words, blocks)
-        self._stream.launch(self._move, (-(-words // _COPY_THREADS), blocks, 1), (_COPY_THREADS, 1, 1), arguments)
+        self._run((place, count, output), put)
+        self._stream.mark(place.done)
+        return place.begin(output, count)
 
-    def _run(self, name: tuple[str, int], put: Callable[[], None]) -> None:
+    def _put_moves(self, moves: Moves, blocks: int) -> None:
+        moves.put(blocks, self._slots.item_bytes // 4, self._move, _COPY_THREADS, self._stream)
+
+    def _run(self, name: tuple[object, ...], put: Callable[[], None]) -> None:
         """Run work whose addresses are always the same: as it is the first time, as a recorded graph from then on."""
         graph = self._graphs.get(name)
         if graph is not None:
@@ -208,8 +244,9 @@ class TensorrtEngine:
 
 @dataclass(slots=True)
 class _Tensor:
-    """One input or output of a network, for its largest batch, on the device."""
+    """One input or output of a network, by the engine's own name, for its largest batch, on the device."""
 
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     memory: cuda.DeviceMemory
@@ -221,22 +258,30 @@ class _Tensor:
 
 
 class _Network:
-    """One TensorRT engine with its tensors in place."""
+    """One TensorRT engine with its tensors in place.
 
-    def __init__(self, trt: Any, runtime: Any, file: Path, max_batch: int) -> None:
+    Args:
+        outputs: their names, in order, where they have none of their own: torch-tensorrt counts them.
+    """
+
+    def __init__(self, trt: Any, runtime: Any, file: Path, max_batch: int, outputs: Sequence[str]) -> None:
         self._engine = runtime.deserialize_cuda_engine(file.read_bytes())
         if self._engine is None:
             raise ModelError(f"{file} cannot be loaded by {trt.__name__} {trt.__version__}")
         self._contexts: dict[int, Any] = {}  # one a batch size: a recorded graph is bound to its context's shapes
+        # they run one after another, and each by itself would take what the largest batch needs
+        self._scratch = cuda.DeviceMemory(self._engine.device_memory_size_v2)
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.inputs: dict[str, _Tensor] = {}
         self.outputs: dict[str, _Tensor] = {}
+        counted = {f"output{index}": name for index, name in enumerate(outputs)}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
             shape = tuple(self._engine.get_tensor_shape(name))[1:]
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
-            tensor = _Tensor(shape, dtype, cuda.DeviceMemory(max_batch * int(np.prod(shape)) * dtype.itemsize))
+            memory = cuda.DeviceMemory(max_batch * int(np.prod(shape)) * dtype.itemsize)
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            (self.inputs if is_input else self.outputs)[name] = tensor
+            (self.inputs if is_input else self.outputs)[counted.get(name, name)] = _Tensor(name, shape, dtype, memory)
 
     def put(self, count: int, stream: cuda.Stream) -> None:
         """Put a run of a batch into a stream."""
@@ -246,78 +291,15 @@ class _Network:
             raise ModelError("TensorRT refused to run the engine; its log says why (streampose --debug)")
 
     def _prepare(self, count: int) -> Any:
-        context = self._engine.create_execution_context()
-        for name, tensor in (self.inputs | self.outputs).items():
-            context.set_tensor_address(name, tensor.memory.address)
-            if name in self.inputs:
-                context.set_input_shape(name, (count, *tensor.shape))
+        context = self._engine.create_execution_context(self._strategy)
+        context.set_device_memory(self._scratch.address, self._scratch.size)
+        for tensor in (*self.inputs.values(), *self.outputs.values()):
+            context.set_tensor_address(tensor.name, tensor.memory.address)
+        for tensor in self.inputs.values():
+            context.set_input_shape(tensor.name, (count, *tensor.shape))
         return context
 
 
-class _Mirror:
-    """An array on the host and on the device: written here, uploaded in parts."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: type, memory: cuda.DeviceMemory | None = None) -> None:
-        self._pinned = cuda.PinnedArray(shape, dtype)
-        self._item_bytes = self._pinned.array.nbytes // shape[0]
-        self._memory = memory or cuda.DeviceMemory(self._pinned.array.nbytes)
-        self.host = self._pinned.array
-        self.address = self._memory.address
-
-    def upload(self, count: int, stream: cuda.Stream) -> None:
-        stream.to_device(self.address, self._pinned.address, count * self._item_bytes)
-
-
-class _FrameBuffer:
-    """The picture that crops are cut from, on the device; as large as the largest so far."""
-
-    def __init__(self) -> None:
-        self._pinned: cuda.PinnedArray | None = None
-        self._memory: cuda.DeviceMemory | None = None
-        self.address = 0
-
-    def upload(self, image: NDArray[np.uint8], stream: cuda.Stream) -> None:
-        if self._pinned is None or self._memory is None or self._memory.size < image.nbytes:
-            stream.wait()
-            self._pinned = cuda.PinnedArray((image.nbytes,), np.uint8)
-            self._memory = cuda.DeviceMemory(image.nbytes)
-            self.address = self._memory.address
-        stream.wait()  # the picture before it has been copied
-        self._pinned.array[: image.nbytes] = image.reshape(-1)
-        stream.to_device(self.address, self._pinned.address, image.nbytes)
-
-
-class _DeviceFeature:
-    """One crop's features in a slot, which is free again when this is gone."""
-
-    __slots__ = ("_slots", "address")
-
-    def __init__(self, slots: _Slots, address: int) -> None:
-        self._slots = slots
-        self.address = address
-
-    def __del__(self) -> None:
-        self._slots.free.append(self.address)
-
-
-class _Slots:
-    """Device memory in slots of one size, taken and given back; grows by blocks and never shrinks."""
-
-    BLOCK = 64
-
-    def __init__(self, item_bytes: int) -> None:
-        self.item_bytes = item_bytes
-        self.free: list[int] = []
-        self._blocks: list[cuda.DeviceMemory] = []
-
-    def take(self) -> _DeviceFeature:
-        if not self.free:
-            block = cuda.DeviceMemory(self.BLOCK * self.item_bytes)
-            self._blocks.append(block)
-            self.free.extend(block.address + index * self.item_bytes for index in range(self.BLOCK))
-        return _DeviceFeature(self, self.free.pop())
-
-
 def _address(feature: Feature) -> int:
-    assert isinstance(feature, _DeviceFeature)
+    assert isinstance(feature, DeviceFeature)
     return feature.address

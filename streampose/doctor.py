@@ -27,7 +27,7 @@ _DECODERS = {"h264": "most cameras", "hevc": "H.265 cameras", "mjpeg": "webcams 
 _ENGINES = {
     "tensorrt": ("tensorrt", "pip install 'streampose[tensorrt]'"),
     "tensorrt-rtx": ("tensorrt_rtx", "pip install 'streampose[tensorrt-rtx]'"),
-    "torch-tensorrt": ("torch_tensorrt", "pip install torch-tensorrt"),
+    "torch-tensorrt": ("torch_tensorrt", "pip install 'streampose[torch-tensorrt]'"),
 }
 _JITTER_SHARE = 0.5
 _LATE_MS = 500.0

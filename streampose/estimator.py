@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streampose.engines import Crops, Engine
+from streampose.engines import Crops, Engine, Feature, Overlapping
 from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
@@ -49,6 +50,10 @@ class Estimator:
     The engine's offsets count estimated frames of a track: where frames were dropped (a live source, inference late),
     "-1" is the last frame that was estimated, whatever its index. Offsets after the key frame delay the estimates by
     as many frames.
+
+    Attributes:
+        delay: frames after the key frame that the engine looks at.
+        overlaps: whether the engine computes what was begun while its caller goes on.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics | None = None) -> None:
@@ -65,6 +70,7 @@ class Estimator:
         self._waiting: dict[str, deque[tuple[Frame, tuple[Track, ...]]]] = {}
         self._lookaheads: dict[str, int] = {}
         self.delay = max(0, *self._offsets, 0)
+        self.overlaps = isinstance(engine, Overlapping)
 
     def look_ahead(self, source_id: str, frames: int) -> None:
         """Let a source's frames wait for so many later ones only; the newest there is stands in for those after it.
@@ -91,6 +97,13 @@ class Estimator:
         Raises:
             ModelError: the engine failed.
         """
+        return self.begin(batch)()
+
+    def begin(self, batch: Sequence[tuple[Frame, Sequence[Track]]]) -> Callable[[], list[Estimate]]:
+        """As `estimate`, without waiting where the engine overlaps: what is returned waits, and gives the estimates.
+
+        Frames of a source are begun when the estimates of those before are there, since its tracks depend on them.
+        """
         done = [estimate for frame, _ in batch if self._interrupted(frame) for estimate in self.flush(frame.source_id)]
         self._encode(batch)
         due = []
@@ -99,11 +112,12 @@ class Estimator:
             waiting.append((frame, tuple(tracks)))
             if len(waiting) > self._lookaheads.get(frame.source_id, self.delay):
                 due.append(waiting.popleft())
-        return done + self._fuse(due)
+        fused = self._begin_fuse(due)
+        return lambda: done + fused()
 
     def flush(self, source_id: str) -> list[Estimate]:
         """Estimate the frames of a source that wait for others, without waiting any longer."""
-        return self._fuse(self._waiting.pop(source_id, deque()))
+        return self._begin_fuse(self._waiting.pop(source_id, deque()))()
 
     def keep(self, source_id: str, keys: Iterable[int]) -> None:
         """Forget the windows of all tracks of a source but these and those that wait."""
@@ -145,22 +159,36 @@ class Estimator:
             window.pts_s = frame.pts_s
             window.ring.push(feature, affine, frame.index)
 
-    def _fuse(self, due: Iterable[tuple[Frame, tuple[Track, ...]]]) -> list[Estimate]:
+    def _begin_fuse(self, due: Iterable[tuple[Frame, tuple[Track, ...]]]) -> Callable[[], list[Estimate]]:
         """The keypoints of everyone in frames whose crops are encoded, in one call of the engine."""
         due = list(due)
         people = [(frame, track) for frame, tracks in due for track in tracks]
-        found: Iterator[NDArray[np.float32]] = iter(())
-        if people:
-            with self._metrics.time("fuse"):
-                rings = [self._windows[frame.source_id, frame.epoch, track.key].ring for frame, track in people]
-                windows = [ring.window(frame.index) for ring, (frame, _) in zip(rings, people, strict=True)]
-                affines = np.stack([affines for _, affines, _ in windows])
-                keypoints = self._engine.fuse(
-                    [features for features, _, _ in windows], between_crops(affines[:, :1], affines)
-                )
+        if not people:
+            return lambda: [Estimate(frame, tracks, ()) for frame, tracks in due]
+        began_s = time.perf_counter()
+        rings = [self._windows[frame.source_id, frame.epoch, track.key].ring for frame, track in people]
+        windows = [ring.window(frame.index) for ring, (frame, _) in zip(rings, people, strict=True)]
+        affines = np.stack([affines for _, affines, _ in windows])
+        ask = self._ask([features for features, _, _ in windows], between_crops(affines[:, :1], affines))
+
+        def finish() -> list[Estimate]:
+            keypoints = ask()
+            self._metrics.observe("fuse", time.perf_counter() - began_s)
             self._check(keypoints, len(people))
-            found = iter([_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)])
-        return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]
+            found: Iterator[NDArray[np.float32]] = iter(
+                [_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)]
+            )
+            return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]
+
+        return finish
+
+    def _ask(
+        self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
+    ) -> Callable[[], NDArray[np.float32]]:
+        """What gives the keypoints of windows; an engine that does not overlap computes them when it is called."""
+        if isinstance(self._engine, Overlapping):
+            return self._engine.begin_fuse(windows, transforms)
+        return lambda: self._engine.fuse(windows, transforms)
 
     def _check(self, keypoints: NDArray[np.float32], people: int) -> None:
         """Raise ModelError where the engine answered something else than finite (P, J, 3)."""

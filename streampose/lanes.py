@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from streampose.estimator import Estimate
 from streampose.follower import Follower
 from streampose.metrics import Metrics, SourceSummary
 from streampose.regions import Region
 from streampose.sources import Source, Status
-from streampose.types import Frame
+from streampose.types import Frame, Pose, PoseFrame
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Lane:
         epoch: of the last frame.
         since_detection, detected_s: frames and presentation time since the detector looked.
         turn: when it was last served, in turns.
+        under_way: its last frame is being estimated; the next one waits for where the people were.
     """
 
     source: Source
@@ -41,16 +43,24 @@ class Lane:
     since_detection: int = 0
     detected_s: float = -math.inf
     turn: int = 0
+    under_way: bool = False
 
-    @property
-    def done(self) -> bool:
-        """Nothing more comes of it."""
-        return self.source.finished or (self.most_frames is not None and self.frames >= self.most_frames)
-
-    @property
-    def ready(self) -> bool:
-        """It has a frame."""
-        return len(self.source.ring) > 0 and not self.done
+    def poses(self, frame: Frame, people: tuple[Pose, ...], skeleton: str, now_ns: int) -> PoseFrame:
+        """What is published of a frame of its."""
+        return PoseFrame(
+            source=frame.source_id,
+            epoch=frame.epoch,
+            frame_index=frame.index,
+            pts_s=frame.pts_s,
+            captured_ns=frame.captured_ns,
+            published_ns=now_ns,
+            width=frame.width,
+            height=frame.height,
+            skeleton=skeleton,
+            dropped=self.source.ring.dropped,
+            people=people,
+            clock=frame.clock,
+        )
 
     def summarise(self, metrics: Metrics) -> SourceSummary:
         """What became of it so far."""
@@ -65,6 +75,31 @@ class Lane:
             latency=metrics.latency(source.id),
             age_s=round(source.age_s, 3) if source.age_s < math.inf else None,
         )
+
+    @property
+    def done(self) -> bool:
+        """Nothing more comes of it."""
+        return self.source.finished or (self.most_frames is not None and self.frames >= self.most_frames)
+
+    @property
+    def ready(self) -> bool:
+        """It has a frame that can be estimated."""
+        return len(self.source.ring) > 0 and not self.done and not self.under_way
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Frames that are being estimated together.
+
+    Attributes:
+        batch: one frame of each of some lanes.
+        finish: waits for their estimates and gives them.
+        began_s: when, by `time.perf_counter`.
+    """
+
+    batch: list[tuple[Lane, Frame]]
+    finish: Callable[[], list[Estimate]]
+    began_s: float
 
 
 class Lanes:
@@ -134,7 +169,7 @@ class Lanes:
         """The lanes with a frame; of those that are late, only cameras that are online are waited for."""
         until_s = time.monotonic() + wait_s
         while True:
-            lanes = list(self)
+            lanes = [lane for lane in self if not lane.under_way]
             ready = [lane for lane in lanes if lane.ready]
             expected = sum(
                 lane.ready or (lane.source.live and not lane.done and lane.source.status is Status.ONLINE)

@@ -17,7 +17,7 @@ from streampose.engines import Engine
 from streampose.errors import SourceError, StreamposeError, UsageError
 from streampose.estimator import Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
-from streampose.lanes import Lane, Lanes
+from streampose.lanes import Lane, Lanes, Round
 from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector
 from streampose.redact import redact
@@ -38,6 +38,8 @@ DRAIN_S = 0.8
 _LEAVE_S = 1.0
 _WAKE_S = 0.1
 _REMEMBERED = 1000
+_UNDER_WAY = 2
+"""Rounds that an engine which overlaps is given at once: one that it computes, one that it finds when it is done."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ class Pipeline:
     """Reads sources, follows people, estimates their poses. Iterate it once: `PoseFrame`s, also without people.
 
     Each source's results come in order; a round takes one frame of every source that has one and batches their people.
+    On an engine that computes beside its caller, the next round, of other sources, is begun before the results of one
+    are asked for; where no other source has a frame, they are asked for at once.
     Errors of the detector and the engine end the iteration at once, and so does whatever crashes a reading thread. A
     source that ends in error is logged, the others go on, and its SourceError is raised after the last result of all.
     A camera does not end: it is connected to again, for ever. Only where no source at all could be opened to begin
@@ -98,6 +102,7 @@ class Pipeline:
         self._opened = False
         self._lanes = Lanes()
         self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
+        self._under_way: deque[Round] = deque()
         self._gone: dict[str, SourceSummary] = {}
         self._asking = threading.Lock()
         self._asked: deque[Source | str] = deque()
@@ -135,8 +140,12 @@ class Pipeline:
                 batch = self._take()
                 if batch:
                     yield from self._estimate(batch)
+                elif self._under_way:
+                    yield from self._finish()
                 elif self._running():
                     self._lanes.wake.wait(_WAKE_S)
+            while self._under_way:
+                yield from self._finish()
             for lane in self._lanes:
                 yield from self._flush(lane)
             self._check()
@@ -294,6 +303,8 @@ class Pipeline:
         log.info("%s: added", source.id, extra={"source": source.id})
 
     def _let_go(self, source_id: str) -> Iterator[Result]:
+        while self._under_way:
+            yield from self._finish()
         lane = self._lanes[source_id]
         lane.source.stop()
         lane.source.ring.clear(Drop.STOPPED)
@@ -320,7 +331,7 @@ class Pipeline:
 
     def _take(self) -> list[tuple[Lane, Frame]]:
         """The frames of the next round."""
-        wait_s = 0.0 if self._stop.is_set() else self.settings.batch_wait_s
+        wait_s = 0.0 if self._stop.is_set() or self._under_way else self.settings.batch_wait_s
         batch = self._lanes.take(self._round.frames, wait_s)
         for lane, frame in batch:
             self._opened = True
@@ -334,11 +345,23 @@ class Pipeline:
                 lane.epoch, lane.detected_s = frame.epoch, -math.inf
                 lane.follower.reset()
         began_s = time.perf_counter()
-        estimates = self._estimator.estimate([(frame, self._advance(lane, frame)) for lane, frame in batch])
-        self._round.learn(len(batch), time.perf_counter() - began_s)
+        finish = self._estimator.begin([(frame, self._advance(lane, frame)) for lane, frame in batch])
+        for lane, _ in batch:
+            lane.under_way = True
+        self._under_way.append(Round(batch, finish, began_s))
+        if not self._estimator.overlaps or len(self._under_way) == _UNDER_WAY:
+            yield from self._finish()
+
+    def _finish(self) -> Iterator[Result]:
+        """The results of the round that was begun first."""
+        done = self._under_way.popleft()
+        estimates = done.finish()
+        self._round.learn(len(done.batch), time.perf_counter() - done.began_s)
+        for lane, _ in done.batch:
+            lane.under_way = False
         for estimate in estimates:
             yield self._result(estimate)
-        for lane, _ in batch:
+        for lane, _ in done.batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
 
     def _flush(self, lane: Lane) -> Iterator[Result]:
@@ -377,18 +400,4 @@ class Pipeline:
         lane.people = len(people)
         if lane.done:
             lane.source.stop()
-        poses = PoseFrame(
-            source=frame.source_id,
-            epoch=frame.epoch,
-            frame_index=frame.index,
-            pts_s=frame.pts_s,
-            captured_ns=frame.captured_ns,
-            published_ns=now_ns,
-            width=frame.width,
-            height=frame.height,
-            skeleton=self.skeleton.name,
-            dropped=lane.source.ring.dropped,
-            people=people,
-            clock=frame.clock,
-        )
-        return Result(frame, poses)
+        return Result(frame, lane.poses(frame, people, self.skeleton.name, now_ns))

@@ -291,7 +291,7 @@ def test_run_and_listen_meet(call, publisher):
         f"error: {publisher.endpoint} is in use; publish elsewhere with --pub"
     )
     with start("run", "--source", "demo", "--pace", "live", "--publish", "tcp://127.0.0.1:*") as process:
-        assert "lite runs on onnxruntime in fp32, from " in process.stderr.readline()
+        assert "lite runs on onnxruntime (CPU) in fp32, from " in process.stderr.readline()
         line = process.stderr.readline()
         assert "publishing at tcp://127.0.0.1:" in line
         heard = call("listen", "--connect", line.split()[-1], "--count", 3, "--json")

@@ -25,7 +25,18 @@ FOLDERS = {
 }
 FOUNDATION = {f"streampose.{name}" for name in ("types", "errors", "skeleton", "geometry", "heatmaps")}
 ENGINES = {"streampose.engines"} | {
-    f"streampose.engines.{name}" for name in ("crops", "cuda", "manifest", "onnxruntime", "parity", "store", "tensorrt")
+    f"streampose.engines.{name}"
+    for name in (
+        "crops",
+        "cuda",
+        "manifest",
+        "onnxruntime",
+        "onnxruntime_cuda",
+        "parity",
+        "staging",
+        "store",
+        "tensorrt",
+    )
 }
 ALLOWED = {  # an area -> the areas it may import, at the top of a module or inside a function
     "foundation": {"foundation"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -216,3 +218,101 @@ def test_public_names_load_late_and_without_torch() -> None:
     assert set(streampose.__all__) <= set(dir(streampose))
     with pytest.raises(AttributeError, match="nonsense"):
         streampose.nonsense  # noqa: B018
+
+
+class BesideEngine:
+    """An engine that computes in a thread of its own, and can be held up."""
+
+    def __init__(self, engine) -> None:
+        self.engine, self.manifest = engine, engine.manifest
+        self.pool = ThreadPoolExecutor(1)
+        self.go = threading.Event()
+        self.go.set()
+        self.begun = self.asked = self.most = 0
+
+    def encode(self, crops):
+        return self.pool.submit(self.engine.encode, crops).result()
+
+    def fuse(self, windows, transforms):
+        return self.begin_fuse(windows, transforms)()
+
+    def begin_fuse(self, windows, transforms):
+        def work():
+            assert self.go.wait(30)
+            return self.engine.fuse(windows, transforms)
+
+        running = self.pool.submit(work)
+        self.begun += 1
+        self.most = max(self.most, self.begun - self.asked)
+
+        def ask():
+            self.asked += 1
+            return running.result()
+
+        return ask
+
+
+@pytest.fixture
+def beside(engine) -> Iterator[BesideEngine]:
+    made = BesideEngine(engine)
+    yield made
+    made.pool.shutdown()
+
+
+def test_rounds_of_other_sources_are_begun_while_one_is_computed(make_video, engine, beside, make_detector) -> None:
+    """The same results in the same order of each source as from an engine that makes its caller wait."""
+    paths = [str(make_video(f"{name}.mp4", frames=8 + n, people=1 + n % 2)) for n, name in enumerate("abcd")]
+
+    def results(with_engine) -> dict[str, list[PoseFrame]]:
+        settings = Settings(batch_frames=1)
+        by_source: dict[str, list[PoseFrame]] = {name: [] for name in "abcd"}
+        for poses in Pipeline(open_sources(paths), with_engine, make_detector(), settings):
+            by_source[poses.source].append(poses)
+        return by_source
+
+    found, wanted = results(beside), results(engine)
+    assert beside.most == 2
+    assert beside.begun == beside.asked == sum(len(of_source) for of_source in wanted.values())
+    for name, of_source in wanted.items():
+        assert [poses.frame_index for poses in found[name]] == list(range(len(of_source)))
+        for one, other in zip(found[name], of_source, strict=True):
+            assert [pose.track_id for pose in one.people] == [pose.track_id for pose in other.people]
+            for pose, same in zip(one.people, other.people, strict=True):
+                np.testing.assert_array_equal(pose.keypoints, same.keypoints)
+
+
+def test_a_source_alone_is_never_behind(make_video, beside, detector) -> None:
+    """Its next frame waits for the people of the last, and each result comes before the next round is begun."""
+    for count, _ in enumerate(Pipeline(open_sources([str(make_video(frames=6))]), beside, detector), 1):
+        assert beside.begun == beside.asked == count
+    assert beside.most == 1
+
+
+def test_what_is_under_way_still_comes_when_the_run_is_stopped(make_video, beside, make_detector) -> None:
+    stop = threading.Event()
+    paths = [str(make_video(f"{name}.mp4", frames=40)) for name in "ab"]
+    pipeline = Pipeline(open_sources(paths), beside, make_detector(), Settings(batch_frames=1), stop=stop)
+    taken = []
+    for poses in pipeline:
+        taken.append((poses.source, poses.frame_index))
+        if len(taken) == 4:
+            stop.set()
+    assert beside.begun == beside.asked == len(taken) >= 5
+    for name in "ab":
+        indices = [index for source, index in taken if source == name]
+        assert indices == list(range(len(indices)))
+
+
+def test_a_source_is_removed_after_its_round(make_video, beside, make_detector) -> None:
+    pipeline = Pipeline(
+        open_sources([str(make_video(f"{name}.mp4", frames=30)) for name in "ab"]), beside, make_detector(),
+        Settings(batch_frames=1),
+    )  # fmt: skip
+    taken = []
+    for poses in pipeline:
+        taken.append((poses.source, poses.frame_index))
+        if len(taken) == 6:
+            pipeline.remove("a")
+    assert beside.begun == beside.asked == len(taken)
+    assert [index for source, index in taken if source == "b"] == list(range(30))
+    assert len([1 for source, _ in taken if source == "a"]) < 30

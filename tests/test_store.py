@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fake_gpu import Gpu
 
-from streampose.engines import load_engine, locate_bundle, read_manifest
+from streampose.engines import cuda, load_engine, locate_bundle, onnxruntime_cuda, open_engine, read_manifest
 from streampose.engines.manifest import FILE_NAME, bundled_names, graph_files, sha256
+from streampose.engines.onnxruntime import OnnxRuntimeEngine
 from streampose.engines.parity import REFERENCE, check, compare, read_reference
 from streampose.engines.store import choose_engine, store, verify
 from streampose.errors import ModelError, StreamposeError, UsageError
@@ -50,7 +52,7 @@ def test_without_a_store_the_bundled_model_runs_and_is_named(caplog: pytest.LogC
     with caplog.at_level(logging.INFO):
         engine = choose_engine("lite")
     assert engine.manifest == read_manifest(locate_bundle("lite"))
-    assert caplog.messages == [f"lite runs on onnxruntime in fp32, from {locate_bundle('lite')}"]
+    assert caplog.messages == [f"lite runs on onnxruntime (CPU) in fp32, from {locate_bundle('lite')}"]
 
 
 def test_what_was_built_here_comes_first(engines: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +60,7 @@ def test_what_was_built_here_comes_first(engines: Path, caplog: pytest.LogCaptur
     copy_lite(engines / "of another model", name="other")
     with caplog.at_level(logging.INFO):
         assert choose_engine("lite").manifest.precision == "int8"
-    assert caplog.messages == [f"lite runs on onnxruntime in int8, from {built}"]
+    assert caplog.messages == [f"lite runs on onnxruntime (CPU) in int8, from {built}"]
     assert choose_engine("other").manifest.name == "other"
 
 
@@ -83,11 +85,17 @@ def test_a_damaged_engine_is_named_and_left_out(engines: Path, caplog: pytest.Lo
     (folder / "fuser.onnx").write_bytes(b"half of it")
     assert choose_engine("lite").manifest.precision == "fp32"
     assert "fuser.onnx is not the file that the manifest describes" in caplog.messages[0]
+    rebuild = (
+        "remove it and rebuild it with: streampose build-engine --model lite --target onnxruntime --precision int8"
+    )
+    assert caplog.messages[0].endswith(rebuild)
 
 
 def test_what_is_not_built_names_the_command() -> None:
     with pytest.raises(ModelError, match=r"only for onnxruntime; build it with: .* --model lite --target tensorrt"):
         choose_engine("lite", "tensorrt")
+    with pytest.raises(ModelError, match=r"build-engine --checkpoint FILE --out .*/lite --target torch-tensorrt"):
+        choose_engine("lite", "torch-tensorrt")
     with pytest.raises(ModelError, match="no model 'heavy'; bundled ones are: lite"):
         choose_engine("heavy")
     with pytest.raises(UsageError, match="backend is one of auto, onnxruntime"):
@@ -140,3 +148,39 @@ def test_a_bundle_without_a_whole_reference_cannot_be_verified(damage: bytes | N
     with pytest.raises(ModelError, match="cannot be verified; build it again") as caught:
         read_reference(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_cuda_provider_runs_or_stops_but_never_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a package with the provider, on a machine where it cannot start."""
+    with pytest.raises(ModelError, match=r"has no CUDA provider; get one with: .*pip install onnxruntime-gpu"):
+        choose_engine("lite", "onnxruntime-cuda")
+    monkeypatch.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
+    for backend in ("auto", "onnxruntime"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert type(choose_engine("lite", backend)) is OnnxRuntimeEngine
+        assert caplog.messages[0].startswith(f"{locate_bundle('lite')} cannot run here on onnxruntime (CUDA): ")
+        assert caplog.messages[1].startswith("lite runs on onnxruntime (CPU) in fp32")
+    with pytest.raises(StreamposeError, match=r"NVIDIA driver|cuda-bindings"):
+        choose_engine("lite", "onnxruntime-cuda")
+    monkeypatch.setattr(cuda, "driver", lambda: Gpu(1.0))
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(ModelError, match="cannot start its CUDAExecutionProvider here"),
+    ):
+        choose_engine("lite", "onnxruntime-cuda")
+
+
+def test_int8_is_for_cpus(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_lite(engines / "mine", precision="int8")
+    with pytest.raises(ModelError, match="is in int8, for CPUs"):
+        open_engine(engines / "mine", read_manifest(engines / "mine"), on_cuda=True)
+    tried = []
+    monkeypatch.setattr(onnxruntime_cuda.ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
+    monkeypatch.setattr(
+        "streampose.engines.store.open_engine", lambda *args: tried.append((args[1].precision, args[3]))
+    )
+    choose_engine("lite")
+    assert tried == [("fp32", True)]

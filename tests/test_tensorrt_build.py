@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +14,9 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the [tensorrt] extra")
 pytest.importorskip("cuda.bindings", reason="needs the [cuda] extra")
 from onnx import TensorProto
+from rich.console import Console
 
+from streampose.engines import tensorrt_build
 from streampose.engines.compile import compile_bundle
 from streampose.engines.manifest import bundled_names, locate_bundle
 from streampose.engines.tensorrt_build import build_plan, prepare
@@ -111,3 +116,43 @@ def test_detectors_and_compiled_bundles_are_no_sources(tmp_path: Path) -> None:
         compile_bundle("person", tmp_path / "out", "onnxruntime", "int8")
     with pytest.raises(UsageError, match="max-batch is at least 1"):
         compile_bundle("lite", tmp_path / "out", "tensorrt", max_batch=0)
+
+
+def test_a_terminal_shows_the_phases_of_the_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs the [tensorrt-rtx] extra")
+    _, fuser = prepare(locate_bundle("lite"), "tensorrt-rtx", "fp32")
+    for terminal in (True, False):
+        shown = io.StringIO()
+        monkeypatch.setattr(
+            tensorrt_build, "Console",
+            lambda shown=shown, terminal=terminal, **_: Console(file=shown, force_terminal=terminal, width=120),
+        )  # fmt: skip
+        assert build_plan(trt, fuser, 4, "the fuser")
+        assert ("the fuser: Building engine" in shown.getvalue()) == terminal
+
+
+def test_timings_are_kept_from_build_to_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a configuration that does as TensorRT's: the bytes that one build leaves are what the next starts from."""
+    starts: list[bytes] = []
+
+    class Config:
+        def create_timing_cache(self, before: bytes) -> bytes:
+            starts.append(before)
+            return before
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            self.cache = cache
+            return ignore_mismatch
+
+        def get_timing_cache(self) -> Any:
+            return SimpleNamespace(serialize=lambda: self.cache + b"+")
+
+    file = tmp_path / "store" / "sm_90.timing"
+    for _ in range(3):
+        with tensorrt_build._timing_cache(Config(), file):
+            pass
+    assert starts == [b"", b"+", b"++"]
+    (tmp_path / "a file").write_bytes(b"")
+    with tensorrt_build._timing_cache(Config(), tmp_path / "a file" / "sm_90.timing"):
+        pass
+    assert caplog.messages[0].startswith("timings are not kept: ")

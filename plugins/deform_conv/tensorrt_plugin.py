@@ -19,6 +19,8 @@ from inspect import Parameter, Signature
 from types import GenericAlias
 from typing import Any
 
+import numpy as np
+
 from streampose.errors import MissingExtraError, ModelError, StreamposeError
 from streampose.plugins.deform_conv.geometry import THREADS, TILE, Geometry, Storage, packed_size, plan
 from streampose.plugins.deform_conv.ptx import Compiled, compile_ptx
@@ -130,12 +132,12 @@ def _define() -> None:
     tensors = dict.fromkeys(TENSORS, trtp.TensorDesc)
     kernel = GenericAlias(tuple, (str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs))
 
-    def describe(x: Any, offset: Any, *_rest: Any, out_channels: int, **_numbers: int) -> Any:
-        shape = (x.shape_expr[0], out_channels, offset.shape_expr[2], offset.shape_expr[3])
+    def describe(x: Any, offset: Any, *_rest: Any, out_channels: Any, **_numbers: Any) -> Any:
+        shape = (x.shape_expr[0], _number(out_channels), offset.shape_expr[2], offset.shape_expr[3])
         return trtp.from_shape_expr(shape, x.dtype)
 
     def formats(x: Any, *rest: Any) -> Any:
-        *_, channels, out_channels, _outputs = rest
+        channels, out_channels = (_number(attribute) for attribute in rest[-3:-1])  # the outputs come last
         storage = storages[x.dtype].upper()
         types = f"{storage}, FP32, {storage}, {storage}, FP32, {storage}"
         last = storage == "FP16" and channels % 8 == 0 and out_channels % 8 == 0  # HWC8 without filling
@@ -143,7 +145,7 @@ def _define() -> None:
         return [trtp.AutoTuneCombination(types, f"{ends}, LINEAR, LINEAR, LINEAR, LINEAR, {ends}")]
 
     def implement(*given: Any) -> Any:
-        (x, offset, *rest), numbers = given[: len(TENSORS)], given[len(TENSORS) : -2]
+        (x, offset, *rest), numbers = given[: len(TENSORS)], tuple(map(_number, given[len(TENSORS) : -2]))
         geometry = geometry_of(numbers, storages[x.dtype], x.format == trt.TensorFormat.HWC8)
         if -1 not in tuple(x.shape)[2:]:
             geometry = replace(geometry, height=x.shape[2], width=x.shape[3])
@@ -161,12 +163,32 @@ def _define() -> None:
             extra[index] = size
         return compiled.entry, compiled.code, launch, extra
 
-    all_numbers, outputs = dict.fromkeys(ATTRIBUTES, int), {"outputs": Parameter.empty}
+    all_numbers, outputs = dict.fromkeys(ATTRIBUTES, _declared(trt)), {"outputs": Parameter.empty}
     trtp.register(plugin)(_signed(describe, {**tensors, **all_numbers}, trtp.TensorDesc))
-    two_numbers = {"channels": int, "out_channels": int}
+    two_numbers = {name: all_numbers[name] for name in ("channels", "out_channels")}
     trtp.autotune(plugin)(_signed(formats, {**tensors, **two_numbers, **outputs}, Parameter.empty))
     last = {**outputs, "tactic": int}
     trtp.aot_impl(plugin)(_signed(implement, {**tensors, **all_numbers, **last}, kernel))
+
+
+def attributes_of(geometry: Geometry) -> dict[str, Any]:
+    """A geometry as arguments of `tensorrt.plugin.op.streampose.deform_conv`."""
+    trt, _ = _tensorrt()
+    numbers = {name: int(getattr(geometry, name)) for name in ATTRIBUTES}
+    if _declared(trt) is int:
+        return numbers
+    return {name: np.array([number], np.int64) for name, number in numbers.items()}
+
+
+def _declared(trt: Any) -> Any:
+    """The type of attributes. Before 11.4 TensorRT makes integers in a way that numpy 2.4 refuses; arrays it leaves."""
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    return int if version >= (11, 4) else np.ndarray[Any, np.dtype[np.int64]]
+
+
+def _number(attribute: Any) -> int:
+    """An attribute as TensorRT hands it over, an integer or an array of one."""
+    return int(np.asarray(attribute).reshape(-1)[0])
 
 
 def _signed(function: Any, parameters: dict[str, Any], answer: Any) -> Any:

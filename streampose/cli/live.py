@@ -37,7 +37,8 @@ def run(
     backend: Annotated[
         str,
         typer.Option(
-            metavar="auto|onnxruntime|tensorrt|tensorrt-rtx", help="What runs the model; auto: the fastest built here."
+            metavar="auto|onnxruntime|onnxruntime-cuda|tensorrt|tensorrt-rtx|torch-tensorrt",
+            help="What runs the model; auto: the fastest built here.",
         ),
     ] = "auto",
     detector: Annotated[

@@ -48,6 +48,7 @@ def verify_models(
     model: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME|BUNDLE]...", help="By default all bundled.")
     ] = None,
+    cuda: Annotated[bool, typer.Option("--cuda", help="Run bundles for onnxruntime by its CUDA provider.")] = False,
 ) -> None:
     """Compare what each computes with torch's results, which bundles hold; ends with 4 at the first that differs."""
     from streampose.engines.manifest import bundled_names, locate_bundle, read_manifest
@@ -55,4 +56,4 @@ def verify_models(
 
     for name in model or bundled_names():
         folder = locate_bundle(name)
-        typer.echo(f"{name}: {verify(folder, read_manifest(folder))}")
+        typer.echo(f"{name}: {verify(folder, read_manifest(folder), cuda)}")

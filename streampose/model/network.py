@@ -108,7 +108,7 @@ def _near(cells: Tensor, at: Tensor, radius: int) -> Tensor:
 def _decode_gaussian(maps: Tensor) -> Tensor:
     height, width = maps.shape[2:]
     flat = maps.flatten(2)
-    score, peak = flat.max(dim=2)
+    score, peak = flat.amax(dim=2), flat.argmax(dim=2)  # two reductions, since torch-tensorrt has no max with indices
     x, y = peak % width, peak // width
     log = flat.clamp(min=1e-6).log()
     shifts = []

@@ -1,8 +1,9 @@
-"""The network in torch on a GPU: with our kernel against the GridSample form, and people-frames a second.
+"""The networks in torch on a GPU, the released one too: our kernel against the GridSample form and torchvision's
+operator, and people-frames a second.
 
-usage: network.py [--dry-run]      prints one JSON; ends with 1 where the two forms disagree
+usage: network.py [--dry-run]      prints one JSON; ends with 1 where the forms disagree
 
---dry-run needs no GPU: the lite network in float32 on the CPU, nothing timed. tests/gpu/run.sh sets up the imports.
+--dry-run needs no GPU: float32 on the CPU, nothing timed. tests/gpu/run.sh sets up the imports.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
 import torch
 
-from streampose.model import FamiPose, align, fami_pose
+from streampose.model import FamiPose, align, fami_pose, released
 from streampose.plugins.deform_conv.reference import deform_conv2d_reference
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -25,10 +28,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2}
 """Largest difference of heatmaps as a share of their standard deviation."""
 
 
-def random_network(backbone: str) -> FamiPose:
+def random_network(backbone: str, variant: str = "paper") -> FamiPose:
     """With weights that use every part: random offsets, masks and corrections, which start at zero otherwise."""
     torch.manual_seed(0)
-    network = fami_pose(backbone)
+    network = fami_pose(backbone, variant=variant)
     assert network.fuser is not None
     with torch.no_grad():
         for parameter in network.fuser.parameters():
@@ -37,15 +40,28 @@ def random_network(backbone: str) -> FamiPose:
     return network.eval()
 
 
+def by_torchvision(
+    x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *_: Any,
+    **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """The operator that the released code calls, with our arguments."""
+    from torchvision.ops import deform_conv2d
+
+    steps = {name: options[name] for name in ("stride", "padding", "dilation") if name in options}
+    return deform_conv2d(x, offset.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype), mask=mask.to(x.dtype), **steps)
+
+
 @torch.inference_mode()
-def difference(network: FamiPose, device: torch.device, dtype: torch.dtype, people: int = 2) -> float:
-    """Of heatmaps by our operator and by the GridSample form, as a share of their standard deviation."""
+def difference(
+    network: FamiPose, device: torch.device, dtype: torch.dtype, form: Callable[..., torch.Tensor], people: int = 2
+) -> float:
+    """Of heatmaps by our operator and by another form of it, as a share of their standard deviation."""
     features, transforms = window(network, device, dtype, people)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         ours = network.fuse(features, transforms).float()
-        with mock.patch.object(align, "deform_conv2d", deform_conv2d_reference):
-            reference = network.fuse(features, transforms).float()
-    return float((ours - reference).abs().max() / reference.std())
+        with mock.patch.object(align, "deform_conv2d", form), mock.patch.object(released, "deform_conv2d", form):
+            other = network.fuse(features, transforms).float()
+    return float((ours - other).abs().max() / other.std())
 
 
 def window(
@@ -82,27 +98,42 @@ def milliseconds(network: FamiPose, people: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+NETWORKS = {"lite": ("lite", "paper"), "W48": ("hrnet-w48", "paper"), "released": ("hrnet-w48", "released")}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true")
     dry = parser.parse_args().dry_run
+    if not dry and not torch.cuda.is_available():
+        print("network.py: torch sees no GPU here; --dry-run needs none", file=sys.stderr)
+        return 1
     device = torch.device("cpu" if dry else "cuda")
-    report: dict[str, Any] = {"torch": torch.__version__, "device": "cpu"}
-    if not dry:
-        report["device"] = torch.cuda.get_device_name()
+    report: dict[str, Any] = {"torch": torch.__version__, "differences": {}, "times": {}, "not_run": []}
+    report["device"] = "cpu" if dry else torch.cuda.get_device_name()
+    forms: dict[str, Callable[..., torch.Tensor]] = {"GridSample": deform_conv2d_reference}
+    if find_spec("torchvision") is None:
+        report["not_run"].append("torchvision's operator, which is not installed")
+    else:
+        forms["torchvision"] = by_torchvision
+    if dry:
+        report["not_run"].append("times, in a dry run")
     agree = True
-    for backbone in ("lite",) if dry else ("lite", "hrnet-w48"):
-        network = random_network(backbone).to(device)
+    for name, (backbone, variant) in NETWORKS.items():
+        network = random_network(backbone, variant).to(device)
         for dtype in (torch.float32,) if dry else (torch.float32, torch.float16):
-            found = difference(network, device, dtype)
-            report[f"{backbone} {str(dtype).removeprefix('torch.')} difference"] = found
-            agree = agree and found <= TOLERANCE[dtype]
-        if not dry:
-            network = network.to(memory_format=torch.channels_last)
-            for people in BATCHES:
-                ms = milliseconds(network, people)
-                ms["people-frames/s"] = 1e3 / sum(ms.values())
-                report[f"{backbone} float16, {people} people"] = ms
+            for form, function in forms.items():
+                found = difference(network, device, dtype, function, 1 if dry else 2)
+                report["differences"][f"{name} {str(dtype).removeprefix('torch.')}, against {form}"] = found
+                agree = agree and found <= TOLERANCE[dtype]
+        if dry:
+            continue
+        network = network.to(memory_format=torch.channels_last)
+        report["times"][name] = {}
+        for people in BATCHES:
+            ms = milliseconds(network, people)
+            report["times"][name][people] = ms | {"people-frames/s": 1e3 / sum(ms.values())}
+    report["agree"] = agree
     print(json.dumps(report, indent=1))
     return 0 if agree else 1
 
