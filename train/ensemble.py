@@ -87,7 +87,7 @@ class PoseEnsemble:
         whole = crop_affine(box, THUNDER_SIZE)
         voices, maps = [], np.zeros((17, MAP_CELLS, MAP_CELLS), np.float32)
         for look in self._passes:
-            shifted = box + np.tile(np.float32(look.shift) * side, 2)
+            shifted = box + side * np.tile(np.array(look.shift, np.float32), 2)
             affine = crop_affine(shifted, THUNDER_SIZE, look.margin)
             if look.mirrored:
                 affine = compose(np.array([[-1, 0, THUNDER_SIZE[1]], [0, 1, 0]], np.float32), affine)
@@ -143,7 +143,7 @@ def _moved(maps: Array, affine: Array) -> Array:
 
 def _bytes(maps: Array) -> NDArray[np.uint8]:
     peak = maps.max(axis=(1, 2), keepdims=True)
-    return np.rint(255 * maps / np.maximum(peak, 1e-12)).astype(np.uint8)
+    return np.asarray(np.rint(255 * maps / np.maximum(peak, 1e-12)), np.uint8)
 
 
 class BoxEnsemble:
@@ -172,7 +172,7 @@ class BoxEnsemble:
             for left in (0, width - columns):
                 found, score = self._teacher.detect(image[top : top + rows, left : left + columns])
                 whole = _uncut(found, (left, top, left + columns, top + rows), (width, height))
-                all_boxes.append(found[whole] + np.float32([left, top, left, top]))
+                all_boxes.append(found[whole] + np.array([left, top, left, top], np.float32))
                 all_scores.append(score[whole])
         return join_tiles(np.concatenate(all_boxes), np.concatenate(all_scores))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from streampose.engines.manifest import GRAPHS, Manifest, bundled_names, graph_files, locate_bundle, read_manifest
 from streampose.errors import ModelError
 from streampose.model import FamiPose, fami_pose
+from streampose.model.fuser import Fuser
 from streampose.model.network import IMAGENET_STD
 from streampose.model.person import PersonNetwork
 
@@ -36,7 +37,7 @@ def pose_of_bundle(name: str) -> FamiPose:
     folder, manifest = _open(name, "pose")
     encoder, fuser = (_tensors(folder / file) for file in graph_files("pose", "onnxruntime"))
     network = fami_pose("lite", manifest.offsets, skeleton=manifest.skeleton).eval()
-    assert network.fuser is not None
+    assert isinstance(network.fuser, Fuser)
     try:
         encoder[f"encoder.{STEM}"] = _take_rgb(encoder[f"encoder.{STEM}"])
         _put(network.encoder, encoder, "encoder.", UNSHIPPED)
@@ -121,13 +122,12 @@ def _put(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, left_out
         KeyError: the graph lacks a tensor. RuntimeError: it has one of another shape.
     """
     for name, part in module.named_modules():
-        folded = isinstance(part, nn.Sequential) and len(part) > 1 and f"{prefix}{name}.0.weight_bias" in tensors
-        if folded and isinstance(part[1], nn.BatchNorm2d):  # type: ignore[index]
-            norm = part[1]  # type: ignore[index]
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1 - norm.eps)
-            norm.weight.fill_(1)
-            norm.bias.copy_(tensors[f"{prefix}{name}.0.weight_bias"])
+        bias = tensors.get(f"{prefix}{name.removesuffix('.1')}.0.weight_bias")
+        if isinstance(part, nn.BatchNorm2d) and bias is not None:
+            part.reset_parameters()
+            assert part.running_var is not None
+            part.running_var.fill_(1 - part.eps)
+            part.bias.copy_(bias)
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, target in own.items():
         layer, _, _ = name.rpartition(".")

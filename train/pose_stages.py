@@ -105,7 +105,8 @@ def _frames(windows: Dataset[Batch]) -> list[torch.Tensor]:
     batches = []
     for start in range(0, SETTLING_SAMPLES, SETTLING_BATCH):
         crops = default_collate([windows[index]["crops"] for index in range(start, start + SETTLING_BATCH)])
-        batches.append(normalise(torch.as_tensor(crops).flatten(0, 1)).unflatten(0, crops.shape[:2]))
+        frames = normalise(torch.as_tensor(crops).flatten(0, 1))
+        batches.append(frames.reshape(*crops.shape[:2], *frames.shape[1:]))
     return batches
 
 
@@ -115,8 +116,8 @@ def _settle_fuser(model: FamiPose, windows: Dataset[Batch]) -> None:
     count = 1 + len(model.offsets)
     model.eval()
     still = torch.eye(2, 3).expand(SETTLING_BATCH, count, 2, 3)
-    features = [model.encode(f[:, :count].flatten(0, 1)).unflatten(0, (len(f), count)) for f in _frames(windows)]
-    settle(model.fuser, lambda: [model.fuse(window, still) for window in features])
+    features = [model.encode(frames[:, :count].flatten(0, 1)) for frames in _frames(windows)]
+    settle(model.fuser, lambda: [model.fuse(f.reshape(-1, count, *f.shape[1:]), still) for f in features])
 
 
 def _network(stage: Stage, skeleton: Skeleton, offsets: tuple[int, ...]) -> FamiPose:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import savgol_filter
+from scipy.signal import savgol_filter  # type: ignore[import-untyped]
 
 Array = NDArray[np.float32]
 

@@ -92,7 +92,8 @@ def _fuse(
     window = [key, *(supports if supports is not None else [key] * len(engine.manifest.offsets))]
     if transforms is None:
         transforms = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
-    return engine.fuse([window], transforms[None])[0]
+    answer: Array = engine.fuse([window], transforms[None])[0]
+    return answer
 
 
 def _look(teacher: Thunder, crop: NDArray[np.uint8]) -> Array:
@@ -102,7 +103,8 @@ def _look(teacher: Thunder, crop: NDArray[np.uint8]) -> Array:
     left = (height - width) // 2
     square[:, left : left + width] = crop
     keypoints, _ = teacher.look(square)
-    return keypoints - np.float32([left, 0, 0])
+    keypoints[:, 0] -= left
+    return keypoints
 
 
 def _figures(rows: NDArray[np.int_]) -> dict[str, Any]:
