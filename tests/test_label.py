@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="needs the [train] extra")
 import torch
 from typer.testing import CliRunner
 
-from streampose.cli import app
+from streampose.cli.commands import app
 from streampose.errors import UsageError
 from streampose.geometry import crop_affine, transform
 from streampose.train import augment
