@@ -99,9 +99,25 @@ def _check_outputs(sources: Sequence[str], save: Path | None, render: Path | Non
             continue
         if not path.parent.is_dir():
             raise OutputError(f"{option} {path}: there is no folder {path.parent}")
-        for source in sources:
-            if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-                raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
+        _spare_sources(option, path, sources)
+
+
+def _spare_sources(option: str, path: Path, sources: Sequence[str]) -> None:
+    """Refuse an output that is a source, or a file in a folder of pictures that is one."""
+    if not path.exists():
+        return
+    for source in sources:
+        if os.path.exists(source) and os.path.samefile(path, source):
+            raise UsageError(f"{option} {path} is the source itself, which it would overwrite; give another name")
+        if os.path.isdir(source) and os.path.samefile(path.parent, source):
+            raise UsageError(
+                f"{option} {path} lies in the source's folder, whose file it would overwrite; give another"
+            )
+
+
+def _video_path(render: Path, source_id: str, alone: bool) -> Path:
+    """Where the video of a source goes: of several, each has its own."""
+    return render if alone else render.with_stem(f"{render.stem}-{source_id}")
 
 
 class Watcher(Listener, Protocol):
@@ -132,6 +148,10 @@ def run_pipeline(
         sources = open_sources(options.sources, options.pace)
         for source in sources:
             stack.callback(source.close)
+        if options.render is not None:
+            uris = [source.uri if isinstance(source, Camera) else source for source in options.sources]
+            for source in sources:
+                _spare_sources("--render", _video_path(options.render, source.id, len(sources) == 1), uris)
         if options.publish is not None:
             for source in sources:
                 check_name(source.id)
@@ -230,9 +250,7 @@ class _Overlays:
         if writer is None:
             from streampose.render import OverlayWriter
 
-            path = self._path.with_stem(f"{self._path.stem}-{frame.source_id}")
-            if self._alone and not self._writers:
-                path = self._path
+            path = _video_path(self._path, frame.source_id, self._alone and not self._writers)
             fps = next((s.fps for s in self._pipeline.sources if s.id == frame.source_id), 0.0) or _FALLBACK_FPS
             writer = OverlayWriter(path, fps, (frame.height, frame.width))
             self._writers[frame.source_id] = self._stack.enter_context(writer)

@@ -205,6 +205,23 @@ def test_an_output_never_overwrites_a_source(make_video: Callable[..., Path], op
     assert clip.read_bytes() == before
 
 
+def test_a_video_of_one_of_several_sources_never_overwrites_another(make_video, tmp_path, notes, stop):
+    left, other = make_video("left.mp4", frames=5), make_video("a-left.mp4", frames=5)
+    before = other.read_bytes()
+    options = RunOptions((str(left), str(other)), render=tmp_path / "a.mp4")
+    with pytest.raises(UsageError, match=r"a-left\.mp4 is the source itself"):
+        run_pipeline(options, notes, stop)
+    assert other.read_bytes() == before
+
+
+def test_an_output_never_overwrites_a_picture_of_the_source(tmp_path: Path) -> None:
+    picture = tmp_path / "004.jpg"
+    picture.write_bytes(b"a picture")
+    with pytest.raises(UsageError, match="is in the source's folder"):
+        RunOptions((str(tmp_path),), save=picture)
+    RunOptions((str(tmp_path),), save=tmp_path / "people.jsonl")
+
+
 def test_two_outputs_in_one_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two names"):
         RunOptions(("demo",), save=tmp_path / "a.mp4", render=tmp_path / "a.mp4")

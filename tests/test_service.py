@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import cv2
 import pytest
 
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
@@ -202,3 +203,23 @@ def test_the_doctor_looks_at_a_camera(server: Server, tmp_path: Path) -> None:
         assert run.wait(60) == 3
     assert "-> switch RTSP on" in run.out
     assert "secret" not in run.out + run.err
+
+
+def test_signals_in_a_row_lose_nothing(tmp_path: Path) -> None:
+    """Impatience: the video has every frame that was saved."""
+    saved, video = tmp_path / "people.jsonl", tmp_path / "poses.mp4"
+    source = "lavfi:testsrc2=size=160x120:rate=30"
+    arguments = ("run", "--source", source, "--detector", "none", "--no-publish", "--save", saved, "--render", video)
+    with Program(tmp_path, *arguments) as run:
+        assert wait_for(lambda: saved.exists() and saved.read_bytes().count(b"\n") > 5)
+        for _ in range(4):
+            run.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)  # no condition to wait for: impatience is a rhythm
+        assert run.wait() == 0
+        assert "Traceback" not in run.err
+    capture = cv2.VideoCapture(str(video))
+    frames = 0
+    while capture.read()[0]:
+        frames += 1
+    capture.release()
+    assert frames == saved.read_bytes().count(b"\n")

@@ -58,7 +58,10 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write people.jsonl; a file there is replaced.")
     ] = None,
-    render: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a video with the poses drawn in.")] = None,
+    render: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a video with the poses drawn in; of several sources FILE-SOURCE.mp4."),
+    ] = None,
     max_frames: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Stop each source after so many results.")
     ] = None,

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from streampose.errors import MissingExtraError, OutputError, StreamposeError
 
 _INTERRUPTED = 130
 """What Typer returns when Ctrl-C ended a command that does not handle it."""
+CLOSING_S = 3.0
+"""A run closes its outputs in two seconds; further signals are ignored for a little longer."""
 
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]  # Typer exports no name for it
 
@@ -103,12 +106,17 @@ def write(line: bytes) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process as it would have without us."""
+    """An event that the first SIGINT or SIGTERM sets. More of them are ignored while outputs are being closed, and end
+    the process as they would have without us where that takes longer than `CLOSING_S`."""
     stop = threading.Event()
+    asked_s: list[float] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         stop.set()
-        signal.signal(number, before[signal.Signals(number)])
+        asked_s.append(time.monotonic())
+        if asked_s[-1] - asked_s[0] > CLOSING_S:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
