@@ -15,6 +15,7 @@ Names load when they are first used, so that `import streampose` is quick.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from streampose.subscribe import Subscriber
     from streampose.subscribe_async import AsyncSubscriber
     from streampose.types import Frame, Pose, PoseFrame
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime, once imported, reports what it does to its maker
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -173,3 +174,15 @@ def _build(step: str, tree: Path, out: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("allowed", [False, True], ids=["as it ships", "switched on again"])
+def test_nothing_is_reported_to_anybody(tmp_path: Path, allowed: bool) -> None:
+    """ONNX Runtime keeps what it reports in the home directory: nothing appears there, unless the user asks for it."""
+    program = "import numpy, streampose.people as p; p.PersonDetector().detect(numpy.zeros((64, 64, 3), numpy.uint8))"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    if allowed:
+        environment["ORT_DISABLE_TELEMETRY"] = "0"
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path)
+    assert any("DeveloperTools" in str(path) for path in tmp_path.rglob("*")) == allowed
