@@ -333,7 +333,8 @@ def test_what_waits_is_bounded_in_bytes(fake, monkeypatch):
         for number in range(50):
             sender.send_multipart([b"pose.s%d" % number, b"x" * 1000, b""])
         sender.send_multipart(encode_heartbeat(Heartbeat(schema=1, run_id="r", sent_ns=1)))
-        wait_until(lambda: len(stream._newest) == 19)
+        wait_until(lambda: stream._understood)  # the heartbeat, sent last
+        assert len(stream._newest) == 19
         assert stream.receive(0.1) is None
         assert stream.malformed == 19
         assert stream._bytes == 0
