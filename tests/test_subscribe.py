@@ -371,6 +371,47 @@ def test_asyncio(publisher):
     assert asyncio.run(read()) == list(range(50))
 
 
+def test_asyncio_leaves_other_tasks_their_turn(publisher):
+    """Frames that wait already are handed out one a turn of the loop, and a reader of them can be cancelled."""
+
+    async def read():
+        ticks = got = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        async def drain(stream):
+            nonlocal got
+            async for _ in stream:
+                got += 1
+
+        async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
+            while not stream.heard_s:
+                assert await stream.receive(0.01) is None
+            for index in range(300):
+                publisher.publish(make_frame(index))
+            await asyncio.to_thread(wait_until, lambda: len([m for m in stream._queue if m[0] == b"pose.cam"]) == 300)
+            ticker = asyncio.create_task(tick())
+            for _ in range(100):
+                await stream.receive(WAIT_S)
+            assert ticks >= 99
+            reader = asyncio.create_task(drain(stream))
+            while got < 50:
+                await asyncio.sleep(0)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            left = [(await stream.receive(WAIT_S)).frame_index for _ in range(200 - got)]
+            ticker.cancel()
+        assert got < 100
+        assert left == list(range(100 + got, 300))
+
+    asyncio.run(read())
+
+
 def test_asyncio_reads_many_streams_in_one_loop(publisher):
     async def read():
         with Talk(publisher, "a", "b"):
