@@ -74,8 +74,7 @@ class _Watch:
         silent_s = time.monotonic() - (heard_s or self._began_s)
         waiting = silent_s > (_LOST_S if heard_s else _SILENT_S)
         if waiting and not self._waiting:
-            why = "" if self._stream.connected else f": {explain(to_connect_to(self._stream.endpoint))}"
-            log.info("waiting for a publisher at %s%s", self._stream.endpoint, why)
+            log.info("waiting for a publisher at %s%s", self._stream.endpoint, self._why_nothing_comes())
         self._waiting = waiting
         for source, hello in self._stream.hellos.items():
             text = f"{hello.width}x{hello.height}, {hello.skeleton}, model {hello.model}"
@@ -86,3 +85,8 @@ class _Watch:
             if self._states.get(source) != state:
                 self._states[source] = state
                 log.info("%s: %s", source, state)
+
+    def _why_nothing_comes(self) -> str:
+        if not self._stream.connected:
+            return f": {explain(to_connect_to(self._stream.endpoint))}"
+        return "" if self._stream.heard_s else ": something that is no streampose publisher answers there"

@@ -161,7 +161,7 @@ class Recorder:
         self._error: OutputError | None = None
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
-        topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
+        topics = [*(f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")), b"heartbeat"]
         try:
             self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
         except BaseException:

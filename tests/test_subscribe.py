@@ -18,6 +18,7 @@ import zmq
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
 from streampose.inlet import Inlet
+from streampose.listener import listen_to
 from streampose.messages import Heartbeat
 from streampose.publish import Publisher
 from streampose.reception import QUEUE_LIMIT
@@ -190,6 +191,50 @@ def test_silence_is_an_error_where_that_is_asked_for(fake):
         assert stream.receive(WAIT_S).frame_index == 0
         with pytest.raises(NoPublisherError, match=r"silent for 0\.2 s"):
             stream.receive(WAIT_S)
+
+
+def test_silence_counts_from_the_connection(fake):
+    _, endpoint, greet = fake
+    with Subscriber(endpoint, connect_s=None, silent_s=0.2) as stream:
+        greet()
+        with pytest.raises(NoPublisherError, match=r"silent for 0\.2 s"):
+            stream.receive(WAIT_S)
+
+
+@pytest.mark.parametrize("kind", [zmq.PUB, zmq.XPUB])
+def test_a_socket_that_is_no_publisher_is_an_error_until_it_speaks(kind):
+    with zmq.Context() as context, context.socket(kind) as other:
+        other.linger = 0
+        other.bind("tcp://127.0.0.1:*")
+        endpoint = other.last_endpoint.decode()
+        with Subscriber(endpoint) as stream:
+            began_s = time.monotonic()
+            with pytest.raises(NoPublisherError) as caught:
+                stream.receive(WAIT_S)
+            assert time.monotonic() - began_s < PROMPT_S + 0.2
+            assert str(caught.value) == (
+                f"nobody publishes at {endpoint}: something that is no streampose publisher answers there"
+            )
+            assert stream.connected
+            other.send_multipart(encode_pose(make_frame(3), run_id="r", seq=0))
+            wait_until(lambda: stream._newest)
+            assert stream.receive(WAIT_S).frame_index == 3
+            assert stream.receive(0) is None  # and no error any more
+
+
+def test_a_listener_says_what_it_is_connected_to(fake, caplog):
+    _, endpoint, greet = fake
+    caplog.set_level("INFO")
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: list(listen_to(endpoint, "latest", None, None, stop)))
+    thread.start()
+    greet()
+    try:
+        wait_until(lambda: "waiting for a publisher" in caplog.text)
+    finally:
+        stop.set()
+        thread.join()
+    assert f"at {endpoint}: something that is no streampose publisher answers there" in caplog.text
 
 
 def test_a_timeout_gives_none(publisher):
