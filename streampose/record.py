@@ -17,7 +17,7 @@ from streampose.journal import JournalWriter
 from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
-from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item, to_recorded_line
+from streampose.recording import FORMATS, Entry, Item, journal_of, to_item, to_recorded_line
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -210,13 +210,13 @@ class Recorder:
             return
         received_ns = time.monotonic_ns() + self._offset_ns
         try:
-            item = to_item(received_ns, parts, self.ledger)
+            item = to_item(received_ns, parts, self.ledger, self._source)
         except MessageError as error:
             self.malformed += 1
             if self.malformed == 1:
                 log.warning("left out a message: %s; more are only counted", error)
             return
-        if item is None or (self._source is not None and source_of(item) != self._source):
+        if item is None:
             return
         try:
             self._sink.write(received_ns, parts, item)

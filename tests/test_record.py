@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra [record]")
 import pyarrow.parquet as pq
@@ -239,6 +240,36 @@ def test_who_is_not_let_in_is_told_and_nothing_is_left_behind(tmp_path, form):
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):
         Recorder("nowhere", open_sink(tmp_path / f"session.{form}"))
     assert not list(tmp_path.glob("session*"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_source_is_recorded_and_reported_alone(publisher, tmp_path, form):
+    """Topics are beginnings: those of "cam1" bring "cam10" too, which is neither recorded nor counted."""
+    path = tmp_path / f"session.{form}"
+    with Recorder(publisher.endpoint, open_sink(path), source="cam1") as recorder:
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        for index in range(10):
+            publisher._seq["cam10"] = 2 * index  # every other one is missing
+            publisher.publish(make_frame(index, "cam10"))
+            publisher.publish(make_frame(index, "cam1"))
+        recorder.record(threading.Event(), count=10, seconds=WAIT_S)
+    assert recorder.ledger.received == {"cam1": 10}
+    assert recorder.ledger.missed == {"cam1": 0}
+    assert {item.source if isinstance(item, Hello) else item.frame.source for item in read_recording(path)} == {"cam1"}
+
+
+def test_a_recorder_says_that_it_is_connected_to_no_publisher(tmp_path, caplog):
+    stop = threading.Event()
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        other.bind("tcp://127.0.0.1:*")
+        with Recorder(other.last_endpoint.decode(), open_sink(tmp_path / "session.jsonl")) as recorder:
+            thread = threading.Thread(target=recorder.record, args=[stop])
+            thread.start()
+            try:
+                wait_until(lambda: "no streampose publisher answers there; trying again" in caplog.text)
+            finally:
+                stop.set()
+                thread.join()
 
 
 @pytest.mark.parametrize(
