@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -394,6 +395,35 @@ def test_posetrack_is_what_the_evaluation_reads(publisher, tmp_path):
     read = labels.read_sequence(out)
     assert [frame.id for frame in read.frames] == list(range(6))
     assert [len(frame.people) for frame in read.frames] == [1] * 6
+
+
+@pytest.mark.parametrize("form", ["coco", "posetrack"])
+def test_an_export_is_written_as_it_is_read(tmp_path, form):
+    """3,000 people as they are written take eight times the memory that is allowed here and more."""
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for index in range(600):
+            writer.write(make_frame(index, people=5))
+    tracemalloc.start()
+    try:
+        (out,) = export(path, tmp_path / "out.json", form)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    made = json.loads(out.read_text())
+    assert len(made if form == "coco" else made["annotations"]) == 3000
+    assert peak_bytes < 1_000_000
+
+
+def test_an_export_that_fails_leaves_no_file_behind(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(make_frame(0, "a"))
+        writer.write(make_frame(0, "b", skeleton="strange"))
+    for form in ("coco", "posetrack"):
+        with pytest.raises(UsageError, match="strange"):
+            export(path, tmp_path / "out.json", form)
+    assert [found.name for found in tmp_path.iterdir()] == ["people.jsonl"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
