@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT = 10_000
 """Messages that wait in the socket before the publisher, in its turn, has to wait and then to drop."""
 
+SILENT_S = 3.0
+"""A publisher that was silent for so long is gone: it sends a heartbeat every second."""
+
 _RECONNECT_MS = 100
 _CONNECT_MS = 2000
 _PING_MS = 1000

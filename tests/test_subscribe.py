@@ -533,7 +533,7 @@ def test_asyncio_ends_a_waiting_reader(publisher):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x"]
+    "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x", "http://host:1"]
 )
 def test_a_wrong_endpoint_is_refused(endpoint):
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):

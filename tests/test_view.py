@@ -1,5 +1,6 @@
 """The web page, driven in a real browser, and the server behind it."""
 
+import functools
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -31,9 +33,13 @@ from streampose.view import server
 from streampose.view.hub import Hub
 from streampose.view.session import Session
 
+sys.path.insert(0, str(Path(__file__).parent))
+import stream_messages
+
 WAIT_S = 20
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SIZE = (240, 320)
+wait_until = functools.partial(stream_messages.wait_until, seconds=WAIT_S)
 
 
 def make_frame(index, source, people=1):
@@ -106,14 +112,6 @@ def serving(endpoint, **kwargs):
         stop.set()
         thread.join(WAIT_S)
     assert not thread.is_alive()
-
-
-def wait_until(condition, seconds=WAIT_S):
-    until = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        pause.wait(0.01)
 
 
 def until(page, expression, argument=None):
