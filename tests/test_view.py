@@ -257,6 +257,29 @@ def test_one_camera_in_focus_and_pause(open_page):
         assert page.problems == []
 
 
+def test_a_picture_that_comes_too_late_for_a_pause_is_let_go(open_page):
+    with Cameras("a") as cameras, serving(cameras.publisher.endpoint) as address:
+        page = open_page(address)
+        until(page, STATE, ["a", "online"])
+        page.evaluate("""() => {
+            const decode = createImageBitmap;
+            window.asked = 0;
+            window.made = [];
+            const held = new Promise((done) => (window.release = done));
+            window.createImageBitmap = async (blob) => {
+                window.asked += 1;
+                await held;
+                const picture = await decode(blob);
+                window.made.push(picture);
+                return picture;
+            };
+        }""")
+        until(page, "asked > 2")
+        page.click(".pause")
+        page.evaluate("release()")
+        until(page, "made.length === asked && made.every((picture) => picture.width === 0)")  # closed ones have no size
+
+
 @pytest.mark.parametrize(("width", "columns"), [(1440, 5), (390, 2)])
 def test_twenty_cameras_fit(open_page, width, columns):
     names = [f"cam{number:02d}" for number in range(20)]
