@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,7 @@ _CSV_FRAME = (
 _CSV_PERSON = ("track_id", "person_score", "filled", "box_x1", "box_y1", "box_x2", "box_y2")
 
 Array = NDArray[np.float32]
+T = TypeVar("T")
 
 
 def export(recording: Path, out: Path, form: str, source: str | None = None) -> tuple[Path, ...]:
@@ -55,10 +58,10 @@ def export(recording: Path, out: Path, form: str, source: str | None = None) -> 
     """
     if form not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {form!r}")
-    items = (item for item in read_recording(recording) if source in (None, source_of(item)))
     try:
         if form in ("coco", "posetrack"):
-            return _export_runs(items, out, form, recording)
+            return _export_runs(recording, source, out, form)
+        items = (item for item in read_recording(recording) if source in (None, source_of(item)))
         with _new(out):
             if form == "parquet":
                 _write_parquet(items, out)
@@ -133,61 +136,118 @@ def _joints(frame: PoseFrame, hellos: dict[str, Hello]) -> tuple[str, ...]:
     raise UsageError(f"the recording does not say what the joints of skeleton {frame.skeleton!r} are")
 
 
-def _export_runs(items: Iterable[Item], out: Path, form: str, recording: Path) -> tuple[Path, ...]:
-    runs: dict[tuple[str, str], list[PoseFrame]] = {}
-    for item in items:
-        if isinstance(item, Entry):
-            runs.setdefault((item.frame.source, item.run_id), []).append(item.frame)
+Run = tuple[str, str]
+"""Source and `run_id`."""
+
+
+def _export_runs(recording: Path, source: str | None, out: Path, form: str) -> tuple[Path, ...]:
+    """Read it twice: how many files there are, and how many frames are in each, is known after the first time."""
+    runs: dict[Run, array[int]] = {}
+    for entry in _entries(recording, source):
+        runs.setdefault((entry.frame.source, entry.run_id), array("q")).append(entry.frame.frame_index)
     if not runs:
         raise UsageError(f"{recording} has no frames to export")
-    written = []
-    for path, frames in _name_files(runs, out):
-        made = to_coco(frames) if form == "coco" else to_posetrack(frames)
-        with _new(path), path.open("x", encoding="utf-8") as file:
-            json.dump(made, file)
-        written.append(path)
-    return tuple(written)
+    paths = dict(_name_files(runs, out))
+    frames = sum(map(len, runs.values()))
+    begin = _coco_file if form == "coco" else _posetrack_file
+    with ExitStack() as stack:
+        writers = {run: stack.enter_context(begin(path, run[0], runs.pop(run))) for run, path in paths.items()}
+        for entry in islice(_entries(recording, source), frames):  # a recorder may have added some meanwhile
+            writers[entry.frame.source, entry.run_id](entry.frame)
+    return tuple(paths.values())
 
 
-def _name_files(runs: dict[tuple[str, str], list[PoseFrame]], out: Path) -> Iterator[tuple[Path, list[PoseFrame]]]:
-    if len(runs) == 1:
-        yield out, next(iter(runs.values()))
-        return
+def _entries(recording: Path, source: str | None) -> Iterator[Entry]:
+    for item in read_recording(recording):
+        if isinstance(item, Entry) and source in (None, item.frame.source):
+            yield item
+
+
+def _name_files(runs: Collection[Run], out: Path) -> Iterator[tuple[Run, Path]]:
     seen: dict[str, int] = {}
-    for (source, _), frames in runs.items():
-        name = re.sub(r"[/\\]", "_", source)
+    for run in runs:
+        name = re.sub(r"[/\\]", "_", run[0])
         seen[name] = seen.get(name, 0) + 1
         again = f"-run{seen[name]}" if seen[name] > 1 else ""
-        yield out.with_stem(f"{out.stem}-{name}{again}"), frames
+        yield run, out if len(runs) == 1 else out.with_stem(f"{out.stem}-{name}{again}")
 
 
-def to_coco(frames: Iterable[PoseFrame]) -> list[dict[str, Any]]:
-    """COCO keypoint results of the frames of one run; `track_id`, and `filled` where true, are added to COCO's fields.
+@contextmanager
+def _coco_file(path: Path, source: str, frames: array[int]) -> Iterator[Callable[[PoseFrame], None]]:  # noqa: ARG001
+    """A new file of COCO keypoint results; yields what adds the people of a frame."""
+    with _new(path), path.open("x", encoding="utf-8") as file:
+        file.write("[")
+        yield _JsonList[PoseFrame](file, to_coco).extend
+        file.write("]")
+
+
+@contextmanager
+def _posetrack_file(path: Path, source: str, frames: array[int]) -> Iterator[Callable[[PoseFrame], None]]:
+    """A new file of a PoseTrack sequence (2018's form, predictions); yields what adds the people of a frame.
+
+    Args:
+        frames: the `frame_index` of each frame that will come.
+    """
+    with _new(path), path.open("x", encoding="utf-8") as file:
+        file.write('{"images": [')
+        images = _JsonList[int](file, lambda frame_index: [_to_image(source, frame_index, len(frames))])
+        for frame_index in frames:
+            images.extend(frame_index)
+        file.write('], "annotations": [')
+        ids = count()
+        yield _JsonList[PoseFrame](file, lambda frame: to_posetrack(frame, ids)).extend
+        categories = [{"supercategory": "person", "id": 1, "name": "person", "keypoints": list(POSETRACK.joints)}]
+        file.write(f'], "categories": {json.dumps(categories)}}}')
+
+
+class _JsonList(Generic[T]):
+    """Writes the entries of a JSON list as they come, those that `make` makes of each thing."""
+
+    def __init__(self, file: IO[str], make: Callable[[T], list[dict[str, Any]]]) -> None:
+        self._file = file
+        self._make = make
+        self._between = ""
+
+    def extend(self, thing: T) -> None:
+        for entry in self._make(thing):
+            self._file.write(self._between + json.dumps(entry))
+            self._between = ", "
+
+
+def to_coco(frame: PoseFrame) -> list[dict[str, Any]]:
+    """COCO keypoint results of a frame; `track_id`, and `filled` where true, are added to COCO's fields.
 
     Raises:
         UsageError: the skeleton is not COCO's.
     """
-    results = []
-    for frame in frames:
-        if frame.skeleton != COCO17.name:
-            raise UsageError(f"COCO results have the joints of {COCO17.name}, the recording those of {frame.skeleton}")
-        for pose in frame.people:
-            results.append(
-                {
-                    "image_id": frame.frame_index,
-                    "category_id": 1,
-                    "keypoints": _rounded(pose.keypoints).ravel().tolist(),
-                    "score": _score(pose),
-                    "bbox": _xywh(pose.box),
-                    "track_id": pose.track_id,
-                    **_filled(pose),
-                }
-            )
-    return results
+    if frame.skeleton != COCO17.name:
+        raise UsageError(f"COCO results have the joints of {COCO17.name}, the recording those of {frame.skeleton}")
+    return [
+        {
+            "image_id": frame.frame_index,
+            "category_id": 1,
+            "keypoints": _rounded(pose.keypoints).ravel().tolist(),
+            "score": _score(pose),
+            "bbox": _xywh(pose.box),
+            "track_id": pose.track_id,
+            **_filled(pose),
+        }
+        for pose in frame.people
+    ]
 
 
-def to_posetrack(frames: Iterable[PoseFrame]) -> dict[str, Any]:
-    """The frames of one run as a PoseTrack sequence (2018's form, predictions).
+def _to_image(source: str, frame_index: int, frames: int) -> dict[str, Any]:
+    """A frame as PoseTrack has it."""
+    return {
+        "id": frame_index,
+        "frame_id": frame_index,
+        "file_name": f"images/{source}/{frame_index:06d}.jpg",
+        "nframes": frames,
+    }
+
+
+def to_posetrack(frame: PoseFrame, ids: Iterator[int]) -> list[dict[str, Any]]:
+    """The people of a frame as PoseTrack's annotations; they take their `id` from `ids`.
 
     COCO's joints become PoseTrack's: `head_bottom` is the middle of the shoulders, `head_top` as far above the nose as
     that is below it; ears are never labelled there, and stay empty.
@@ -195,39 +255,27 @@ def to_posetrack(frames: Iterable[PoseFrame]) -> dict[str, Any]:
     Raises:
         UsageError: the skeleton is neither PoseTrack's nor COCO's.
     """
-    frames = list(frames)
-    images = [
-        {
-            "id": frame.frame_index,
-            "frame_id": frame.frame_index,
-            "file_name": f"images/{frame.source}/{frame.frame_index:06d}.jpg",
-            "nframes": len(frames),
-        }
-        for frame in frames
-    ]
-    annotations: list[dict[str, Any]] = []
-    for frame in frames:
-        for pose in frame.people:
-            points = _as_posetrack(pose.keypoints, frame.skeleton)
-            places = np.column_stack([points[:, :2], (points[:, 2] > 0).astype(np.float32)])
-            places[_EARS] = 0
-            scores = points[:, 2].copy()
-            scores[_EARS] = 0
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": frame.frame_index,
-                    "category_id": 1,
-                    "track_id": pose.track_id,
-                    "keypoints": _rounded(places).ravel().tolist(),
-                    "scores": np.round(scores.astype(float), SCORE_DIGITS).tolist(),
-                    "score": _score(pose),
-                    "bbox": _xywh(pose.box),
-                    **_filled(pose),
-                }
-            )
-    categories = [{"supercategory": "person", "id": 1, "name": "person", "keypoints": list(POSETRACK.joints)}]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    annotations = []
+    for pose in frame.people:
+        points = _as_posetrack(pose.keypoints, frame.skeleton)
+        places = np.column_stack([points[:, :2], (points[:, 2] > 0).astype(np.float32)])
+        places[_EARS] = 0
+        scores = points[:, 2].copy()
+        scores[_EARS] = 0
+        annotations.append(
+            {
+                "id": next(ids),
+                "image_id": frame.frame_index,
+                "category_id": 1,
+                "track_id": pose.track_id,
+                "keypoints": _rounded(places).ravel().tolist(),
+                "scores": np.round(scores.astype(float), SCORE_DIGITS).tolist(),
+                "score": _score(pose),
+                "bbox": _xywh(pose.box),
+                **_filled(pose),
+            }
+        )
+    return annotations
 
 
 def _as_posetrack(keypoints: Array, skeleton: str) -> Array:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT = 10_000
 """Messages that wait in the socket before the publisher, in its turn, has to wait and then to drop."""
 
+SILENT_S = 3.0
+"""A publisher that was silent for so long is gone: it sends a heartbeat every second."""
+
 _RECONNECT_MS = 100
 _CONNECT_MS = 2000
 _PING_MS = 1000
@@ -56,13 +59,14 @@ class Inlet:
         put: gets the parts of each message, unchecked; while it blocks, nothing is received. It may be called before
             the constructor has returned.
         tell: gets this inlet whenever `connected` or `failure` changes; as early as `put`.
-        connect_s: after so many seconds without a first connection, `failure` becomes a NoPublisherError; None: never.
+        connect_s: after so many seconds without a first connection, or without any message on it where heartbeats are
+            asked for, `failure` becomes a NoPublisherError; None: never.
 
     Attributes:
         endpoint: as given.
         connected: there is a connection now, and messages may come.
         connections: how many there were so far; all but the first are reconnections.
-        failure: why there is none, once that is known.
+        failure: why there is none, or none with a publisher, once that is known.
 
     Raises:
         UsageError: the endpoint is none.
@@ -86,7 +90,10 @@ class Inlet:
         self._key = key
         self._put = put
         self._on_change = tell
+        self._connect_s = connect_s
         self._until_s = None if connect_s is None else time.monotonic() + connect_s
+        self._answer_until_s: float | None = None  # a publisher answers a new subscription with a heartbeat
+        self._heard = False
         self._lock = threading.Lock()
         self._asked = {bytes(topic) for topic in topics}
         self._requests: deque[bytes] = deque(b"\x01" + topic for topic in sorted(self._asked))
@@ -181,7 +188,7 @@ class Inlet:
     def _patience_ms(self) -> int | None:
         """How long to wait for something to happen."""
         if self.connected:
-            return None
+            return None if self._answer_until_s is None else _TICK_MS
         if self._until_s is None or self.failure is not None:
             return _TICK_MS
         return max(0, min(_TICK_MS, math.ceil(1e3 * (self._until_s - _PROBE_S - time.monotonic()))))
@@ -195,12 +202,21 @@ class Inlet:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            if not self._heard:
+                self._greet()
             try:
                 self._put(parts)
             except Exception:  # a fault of ours: one message is lost by it, but not all that follow
                 if not self._faulty:
                     log.exception("a message from %s could not be taken; more are left out in silence", self.endpoint)
                 self._faulty = True
+
+    def _greet(self) -> None:
+        """The first message of all is here: this is a publisher."""
+        self._heard, self._answer_until_s = True, None
+        if self.failure is not None:
+            self.failure = None
+            self._tell()
 
     def _follow_all(self) -> None:
         while self._monitor.poll(0):
@@ -212,9 +228,11 @@ class Inlet:
             self.connected, self.failure = True, None
             self.connections += 1
             self._until_s, self._again_at, self._refusals = None, None, 0
+            if self._connect_s is not None and not self._heard and b"heartbeat" in self._asked:
+                self._answer_until_s = time.monotonic() + self._connect_s
             self._tell()
         elif kind == zmq.EVENT_DISCONNECTED and self.connected:
-            self.connected = False
+            self.connected, self._answer_until_s = False, None
             self._tell()
         elif kind & _FAILED:
             self._refusals += 1
@@ -258,6 +276,10 @@ class Inlet:
             if not self.connected and self.failure is None:
                 self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {why}"))
             self._until_s = None
+        if self._answer_until_s is not None and now_s >= self._answer_until_s and not self._socket.poll(0):
+            self._answer_until_s = None
+            what = "something that is no streampose publisher answers there"
+            self._fail(NoPublisherError(f"nobody publishes at {self.endpoint}: {what}"))
 
     def _tell(self) -> None:
         if self._on_change is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from streampose.endpoint import to_connect_to
 from streampose.errors import UsageError
-from streampose.inlet import explain
+from streampose.inlet import SILENT_S, explain
 from streampose.reception import Mode
 from streampose.smoothing import Smoothing
 from streampose.subscribe import Subscriber
@@ -18,8 +18,7 @@ from streampose.types import PoseFrame
 
 log = logging.getLogger(__name__)
 
-_SILENT_S = 1.0
-_LOST_S = 3.0
+_WAITING_S = 1.0
 _LOOK_S = 0.1
 
 
@@ -72,10 +71,9 @@ class _Watch:
         """Log what is new since the last look."""
         heard_s = self._stream.heard_s
         silent_s = time.monotonic() - (heard_s or self._began_s)
-        waiting = silent_s > (_LOST_S if heard_s else _SILENT_S)
+        waiting = silent_s > (SILENT_S if heard_s else _WAITING_S)
         if waiting and not self._waiting:
-            why = "" if self._stream.connected else f": {explain(to_connect_to(self._stream.endpoint))}"
-            log.info("waiting for a publisher at %s%s", self._stream.endpoint, why)
+            log.info("waiting for a publisher at %s%s", self._stream.endpoint, self._why_nothing_comes())
         self._waiting = waiting
         for source, hello in self._stream.hellos.items():
             text = f"{hello.width}x{hello.height}, {hello.skeleton}, model {hello.model}"
@@ -86,3 +84,8 @@ class _Watch:
             if self._states.get(source) != state:
                 self._states[source] = state
                 log.info("%s: %s", source, state)
+
+    def _why_nothing_comes(self) -> str:
+        if not self._stream.connected:
+            return f": {explain(to_connect_to(self._stream.endpoint))}"
+        return "" if self._stream.heard_s else ": something that is no streampose publisher answers there"

@@ -66,6 +66,7 @@ class Reception:
         self._newest: dict[bytes, list[bytes]] = {}
         self._schema: SchemaError | None = None
         self._connection = 0
+        self._since_s = 0.0  # the first connection
         self._understood = 0  # the last connection on which anything could be read
         self._closing = False
         suffix = "" if source is None else source
@@ -133,14 +134,16 @@ class Reception:
         failure: StreamError | None = self._inlet.failure or self._schema
         if failure is not None:
             raise failure
-        if self._silent_s is not None and self.heard_s and time.monotonic() - self.heard_s > self._silent_s:
+        patience_s = self._patience_s()
+        if patience_s is not None and patience_s <= 0:
             raise NoPublisherError(f"{self.endpoint} has been silent for {self._silent_s:g} s")
 
     def _patience_s(self) -> float | None:
-        """How long to wait before it is time to complain; None: for ever."""
-        if self._silent_s is None or not self.heard_s:
+        """How long to wait before it is time to complain of silence; None: for ever."""
+        since_s = self.heard_s or self._since_s
+        if self._silent_s is None or not since_s:
             return None
-        return max(0.0, self.heard_s + self._silent_s - time.monotonic()) + 0.001
+        return max(0.0, since_s + self._silent_s - time.monotonic())
 
     def _read(self, parts: list[bytes]) -> PoseFrame | None:
         """Note what the message says; return its frame if it is one to hand out."""
@@ -183,6 +186,8 @@ class Reception:
     def _changed(self, inlet: Inlet) -> None:
         """The connection is another one, or lost, or refused; called by the inlet's thread."""
         self._connection = inlet.connections
+        if inlet.connected and not self._since_s:
+            self._since_s = time.monotonic()
         self._wake_up()
 
     def _put(self, parts: list[bytes]) -> None:

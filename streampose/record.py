@@ -17,7 +17,7 @@ from streampose.journal import JournalWriter
 from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
-from streampose.recording import FORMATS, Entry, Item, journal_of, source_of, to_item, to_recorded_line
+from streampose.recording import FORMATS, Entry, Item, journal_of, to_item, to_recorded_line
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Recorder:
         self._error: OutputError | None = None
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
-        topics = [f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")]
+        topics = [*(f"{kind}.{suffix}".encode() for kind in ("hello", "status", "pose")), b"heartbeat"]
         try:
             self._inlet = Inlet(endpoint, key=key, topics=topics, put=self._put, connect_s=1.0)
         except BaseException:
@@ -210,13 +210,13 @@ class Recorder:
             return
         received_ns = time.monotonic_ns() + self._offset_ns
         try:
-            item = to_item(received_ns, parts, self.ledger)
+            item = to_item(received_ns, parts, self.ledger, self._source)
         except MessageError as error:
             self.malformed += 1
             if self.malformed == 1:
                 log.warning("left out a message: %s; more are only counted", error)
             return
-        if item is None or (self._source is not None and source_of(item) != self._source):
+        if item is None:
             return
         try:
             self._sink.write(received_ns, parts, item)

@@ -19,11 +19,13 @@ from streampose.jsonl import to_line
 from streampose.ledger import Ledger
 from streampose.messages import (
     Clock,
+    Heartbeat,
     Hello,
     Integer,
     Name,
     Natural,
     Offsets,
+    PictureMessage,
     Pixels,
     PoseMessage,
     Score,
@@ -125,13 +127,20 @@ def _read_journal(path: Path) -> Iterator[Item]:
             yield item
 
 
-def to_item(received_ns: int, parts: list[bytes], ledger: Ledger) -> Item | None:
+def to_item(received_ns: int, parts: list[bytes], ledger: Ledger, source: str | None = None) -> Item | None:
     """A message as an item of a recording; None where it is a repetition or not to be recorded.
+
+    Args:
+        source: record, and enter into the ledger, this source only.
 
     Raises:
         MessageError: the message is malformed.
     """
     message = decode(parts)
+    if isinstance(message, Heartbeat | PictureMessage):
+        return None
+    if source not in (None, message.header.source if isinstance(message, PoseMessage) else message.source):
+        return None
     if isinstance(message, PoseMessage):
         header = message.header
         missed = ledger.enter(header)
@@ -141,7 +150,7 @@ def to_item(received_ns: int, parts: list[bytes], ledger: Ledger) -> Item | None
         return Entry(received_ns, header.run_id, header.seq, frame, header.offsets, header.smoothed)
     if isinstance(message, Status):
         return StateChange(received_ns, message.source, message.state)
-    return message if isinstance(message, Hello) else None
+    return message
 
 
 def to_recorded_line(entry: Entry) -> bytes:

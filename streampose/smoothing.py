@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.errors import UsageError
-from streampose.messages import COORDINATE_LIMIT, SOURCES_LIMIT
+from streampose.messages import COORDINATE_LIMIT, PEOPLE_LIMIT, SOURCES_LIMIT
 from streampose.types import Pose, PoseFrame
 
 _COAST_S = 0.1
 """How fast a bridged joint comes to rest."""
+BRIDGE_FRAMES = 300
+"""Frames after which a bridge ends, however little time they say has gone by."""
 
 Points = NDArray[np.float64]
 
@@ -32,7 +34,8 @@ class Smoothing:
         min_cutoff_hz: cutoff of a joint at rest; less is calmer and later.
         beta_hz: how much the cutoff rises with each size of the person a second; more follows fast moves better.
         speed_cutoff_hz: cutoff of the speed itself.
-        fill_s: longest gap, of a person or of a joint, that is bridged; 0 bridges none.
+        fill_s: longest gap, of a person or of a joint, that is bridged; 0 bridges none. A person's also ends after
+            `BRIDGE_FRAMES` frames, and a frame is filled up to `PEOPLE_LIMIT` people.
         min_score: a joint below this was not seen.
 
     Raises:
@@ -75,7 +78,7 @@ class Smoother:
 
 @dataclass(slots=True)
 class _Scene:
-    """The tracks of one source and epoch."""
+    """The tracks of one source and epoch: those of the last frame, and as many bridged ones as a frame may have."""
 
     epoch: int
     pts_s: float = -math.inf
@@ -89,10 +92,10 @@ class _Scene:
                 track = self.tracks[pose.track_id] = _Track(len(pose.keypoints))
             people.append(track.update(frame.pts_s, pose, settings))
         here = {pose.track_id for pose in frame.people}
-        for track_id, track in list(self.tracks.items()):
-            if track_id in here:
-                continue
-            if frame.pts_s - track.seen_s > settings.fill_s:
+        gone = [item for item in self.tracks.items() if item[0] not in here]
+        for track_id, track in sorted(gone, key=lambda item: item[1].bridges):  # who was seen last comes first
+            over = frame.pts_s - track.seen_s > settings.fill_s or track.bridges >= BRIDGE_FRAMES
+            if over or len(people) >= PEOPLE_LIMIT:
                 del self.tracks[track_id]
             else:
                 people.append(track.bridge(frame.pts_s, settings))
@@ -105,6 +108,7 @@ class _Track:
     def __init__(self, joints: int) -> None:
         self.value: Points = np.full((joints + 2, 2), np.nan)
         self.seen_s = -math.inf
+        self.bridges = 0  # frames bridged since it was seen
         self._raw = self.value.copy()
         self._velocity: Points = np.zeros((joints + 2, 2))
         self._scores: Points = np.zeros(joints + 2)
@@ -128,12 +132,13 @@ class _Track:
         self._velocity[fresh] = 0
         self.value[seen], self._raw[seen] = shown[seen], raw[seen]
         self._scores[seen], self._times_s[seen] = scores[seen], pts_s
-        self.seen_s, self._pose = pts_s, pose
+        self.seen_s, self.bridges, self._pose = pts_s, 0, pose
         return self._made(pose, shown, shown_scores, pose.score, filled=False)
 
     def bridge(self, pts_s: float, settings: Smoothing) -> Pose:
         """The pose as it probably is, where it was not estimated."""
         assert self._pose is not None
+        self.bridges += 1
         gone_s = pts_s - self._times_s
         left = 1 - (pts_s - self.seen_s) / (settings.fill_s or 1.0)
         known = np.asarray(np.isfinite(self.value).all(axis=1))

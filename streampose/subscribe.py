@@ -27,9 +27,10 @@ class Subscriber(Reception):
         mode: "latest" or "lossless".
         source: hand out the frames of this source only.
         key: key file, or its content, for a publisher that wants one (see `keys`).
-        connect_s: how long the first connection may take; None: for ever, the publisher need not be there yet.
-        silent_s: how long a publisher may be silent, its heartbeats too, before that is an error; None: for ever. It
-            sends a heartbeat every second.
+        connect_s: how long the first connection may take, and then the first message on it, which is a heartbeat where
+            there is nothing else; None: for ever, the publisher need not be there yet.
+        silent_s: how long a publisher may be silent from the first connection on, its heartbeats too, before that is
+            an error; None: for ever. It sends a heartbeat every second.
         smooth: filter the keypoints over time; None hands them out raw.
 
     Attributes:

@@ -39,8 +39,9 @@ class AsyncSubscriber(Reception):
         super().__init__(endpoint, mode, source, key, connect_s, silent_s, smooth, self._tell_loop)
 
     async def receive(self, timeout_s: float | None = None) -> PoseFrame | None:
-        """As `Subscriber.receive`."""
+        """As `Subscriber.receive`; other tasks have their turn before each frame, also where many wait."""
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        await asyncio.sleep(0)  # before a frame is taken, so that none is lost where this is cancelled
         while True:
             self._told = False
             self._news.clear()

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import zmq
 
-from streampose.keys import add_key
+from streampose.keys import add_key, revoke
 from streampose.publish import Publisher
+from streampose.wire import encode_pose
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import Talk, make_frame
@@ -108,6 +111,88 @@ def test_cpp(publisher, program):
     first = int(lines[0][2])
     assert [int(line[2]) for line in lines] == [first + i // 2 for i in range(20)]
     assert lines[1] == f"cam seq {first} track 2 joints 17 first 10.00 {first % 1000}.00 0.75".split()
+
+
+def disturb(command):
+    """Run an example on messages that are none among those that are; its line of what it skipped, and its count."""
+    with zmq.Context() as context, context.socket(zmq.XPUB) as sender:
+        sender.linger = 0
+        sender.rcvtimeo = 1000 * WAIT_S
+        sender.bind("tcp://127.0.0.1:*")
+        endpoint = sender.last_endpoint.decode()
+        with subprocess.Popen([*map(str, command(endpoint))], stdout=-1, stderr=-1, text=True) as process:
+            while sender.recv() != b"\x01pose.":
+                pass
+            topic, header, blob = encode_pose(make_frame(0, people=1), run_id="r", seq=0)
+            fields = msgspec.msgpack.decode(header)
+            for bad in (
+                [topic, b"\xc1 junk", blob],
+                [topic, header],
+                [topic, header, b""],
+                [topic, header, blob[:-1]],
+                [topic, msgspec.msgpack.encode(7), blob],
+                [topic, msgspec.msgpack.encode(fields | {"people": 3}), blob],
+                [topic, msgspec.msgpack.encode(fields | {"schema": 2}), blob],
+            ):
+                sender.send_multipart(bad)
+            sender.send_multipart([topic, header, blob])
+            sender.send_multipart(encode_pose(make_frame(1, people=1), run_id="r", seq=1))
+            out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, err
+    assert len(out.splitlines()) == 2, err
+    said = err.splitlines()
+    assert len(said) == 2, err
+    assert said[0].startswith("skipped a message: ")
+    assert said[1] == "skipped 7 in all"
+
+
+@needs_node
+def test_javascript_skips_what_is_no_message():
+    disturb(lambda endpoint: ["node", NODE / "subscriber.mjs", endpoint, "--count", 2])
+
+
+@needs_compiler
+def test_cpp_skips_what_is_no_message(program):
+    disturb(lambda endpoint: [program, endpoint, 2])
+
+
+def first_error(*command):
+    """The first line that an example says of what is wrong."""
+    with subprocess.Popen(list(map(str, command)), stderr=-1, text=True) as process:
+        line = process.stderr.readline()
+        process.kill()
+    return line
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """A publisher with keys, and the file of a key that it does not let in."""
+    add_key(tmp_path / "keys", "one", tmp_path / "one.key")
+    revoke(tmp_path / "keys", "one")
+    add_key(tmp_path / "keys", "two", tmp_path / "two.key")
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as made:
+        yield made.endpoint, tmp_path / "one.key"
+
+
+@needs_node
+def test_javascript_says_why_nothing_comes(stranger, tmp_path):
+    endpoint, key = stranger
+    refused = "no connection: the publisher does not let this key in; trying again\n"
+    assert first_error("node", NODE / "subscriber.mjs", endpoint, "--key", key) == refused
+    nobody = "no connection: nobody answers there; trying again\n"
+    assert first_error("node", NODE / "subscriber.mjs", "tcp://127.0.0.1:1") == nobody
+    (tmp_path / "bad.key").write_text("no key")
+    done = run("node", NODE / "subscriber.mjs", endpoint, "--key", tmp_path / "bad.key")
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'bad.key'} is no key file\n")
+
+
+@needs_compiler
+def test_cpp_says_why_nothing_comes(program, stranger):
+    endpoint, key = stranger
+    refused = "no connection: the publisher does not let this key in; trying again\n"
+    assert first_error(program, endpoint, 1, key) == refused
+    nobody = "no connection: nobody answers there; trying again\n"
+    assert first_error(program, "tcp://127.0.0.1:1") == nobody
 
 
 def test_python(publisher, tmp_path):

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra [record]")
 import pyarrow.parquet as pq
@@ -241,6 +243,36 @@ def test_who_is_not_let_in_is_told_and_nothing_is_left_behind(tmp_path, form):
     assert not list(tmp_path.glob("session*"))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_source_is_recorded_and_reported_alone(publisher, tmp_path, form):
+    """Topics are beginnings: those of "cam1" bring "cam10" too, which is neither recorded nor counted."""
+    path = tmp_path / f"session.{form}"
+    with Recorder(publisher.endpoint, open_sink(path), source="cam1") as recorder:
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        for index in range(10):
+            publisher._seq["cam10"] = 2 * index  # every other one is missing
+            publisher.publish(make_frame(index, "cam10"))
+            publisher.publish(make_frame(index, "cam1"))
+        recorder.record(threading.Event(), count=10, seconds=WAIT_S)
+    assert recorder.ledger.received == {"cam1": 10}
+    assert recorder.ledger.missed == {"cam1": 0}
+    assert {item.source if isinstance(item, Hello) else item.frame.source for item in read_recording(path)} == {"cam1"}
+
+
+def test_a_recorder_says_that_it_is_connected_to_no_publisher(tmp_path, caplog):
+    stop = threading.Event()
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        other.bind("tcp://127.0.0.1:*")
+        with Recorder(other.last_endpoint.decode(), open_sink(tmp_path / "session.jsonl")) as recorder:
+            thread = threading.Thread(target=recorder.record, args=[stop])
+            thread.start()
+            try:
+                wait_until(lambda: "no streampose publisher answers there; trying again" in caplog.text)
+            finally:
+                stop.set()
+                thread.join()
+
+
 @pytest.mark.parametrize(
     ("name", "says"), [("a.csv", r"ends in .parquet or .jsonl"), ("there.jsonl", "is not overwritten")]
 )
@@ -363,6 +395,35 @@ def test_posetrack_is_what_the_evaluation_reads(publisher, tmp_path):
     read = labels.read_sequence(out)
     assert [frame.id for frame in read.frames] == list(range(6))
     assert [len(frame.people) for frame in read.frames] == [1] * 6
+
+
+@pytest.mark.parametrize("form", ["coco", "posetrack"])
+def test_an_export_is_written_as_it_is_read(tmp_path, form):
+    """500 people as they are written take three times the memory that is allowed here and more."""
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for index in range(100):
+            writer.write(make_frame(index, people=5))
+    tracemalloc.start()
+    try:
+        (out,) = export(path, tmp_path / "out.json", form)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    made = json.loads(out.read_text())
+    assert len(made if form == "coco" else made["annotations"]) == 500
+    assert peak_bytes < 500_000
+
+
+def test_an_export_that_fails_leaves_no_file_behind(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(make_frame(0, "a"))
+        writer.write(make_frame(0, "b", skeleton="strange"))
+    for form in ("coco", "posetrack"):
+        with pytest.raises(UsageError, match="strange"):
+            export(path, tmp_path / "out.json", form)
+    assert [found.name for found in tmp_path.iterdir()] == ["people.jsonl"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -18,6 +18,7 @@ import zmq
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
 from streampose.inlet import Inlet
+from streampose.listener import listen_to
 from streampose.messages import Heartbeat
 from streampose.publish import Publisher
 from streampose.reception import QUEUE_LIMIT
@@ -192,6 +193,50 @@ def test_silence_is_an_error_where_that_is_asked_for(fake):
             stream.receive(WAIT_S)
 
 
+def test_silence_counts_from_the_connection(fake):
+    _, endpoint, greet = fake
+    with Subscriber(endpoint, connect_s=None, silent_s=0.2) as stream:
+        greet()
+        with pytest.raises(NoPublisherError, match=r"silent for 0\.2 s"):
+            stream.receive(WAIT_S)
+
+
+@pytest.mark.parametrize("kind", [zmq.PUB, zmq.XPUB])
+def test_a_socket_that_is_no_publisher_is_an_error_until_it_speaks(kind):
+    with zmq.Context() as context, context.socket(kind) as other:
+        other.linger = 0
+        other.bind("tcp://127.0.0.1:*")
+        endpoint = other.last_endpoint.decode()
+        with Subscriber(endpoint) as stream:
+            began_s = time.monotonic()
+            with pytest.raises(NoPublisherError) as caught:
+                stream.receive(WAIT_S)
+            assert time.monotonic() - began_s < PROMPT_S + 0.2
+            assert str(caught.value) == (
+                f"nobody publishes at {endpoint}: something that is no streampose publisher answers there"
+            )
+            assert stream.connected
+            other.send_multipart(encode_pose(make_frame(3), run_id="r", seq=0))
+            wait_until(lambda: stream._newest)
+            assert stream.receive(WAIT_S).frame_index == 3
+            assert stream.receive(0) is None  # and no error any more
+
+
+def test_a_listener_says_what_it_is_connected_to(fake, caplog):
+    _, endpoint, greet = fake
+    caplog.set_level("INFO")
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: list(listen_to(endpoint, "latest", None, None, stop)))
+    thread.start()
+    greet()
+    try:
+        wait_until(lambda: "waiting for a publisher" in caplog.text)
+    finally:
+        stop.set()
+        thread.join()
+    assert f"at {endpoint}: something that is no streampose publisher answers there" in caplog.text
+
+
 def test_a_timeout_gives_none(publisher):
     with Subscriber(publisher.endpoint) as stream:
         began_s = time.monotonic()
@@ -333,7 +378,8 @@ def test_what_waits_is_bounded_in_bytes(fake, monkeypatch):
         for number in range(50):
             sender.send_multipart([b"pose.s%d" % number, b"x" * 1000, b""])
         sender.send_multipart(encode_heartbeat(Heartbeat(schema=1, run_id="r", sent_ns=1)))
-        wait_until(lambda: len(stream._newest) == 19)
+        wait_until(lambda: stream._understood)  # the heartbeat, sent last
+        assert len(stream._newest) == 19
         assert stream.receive(0.1) is None
         assert stream.malformed == 19
         assert stream._bytes == 0
@@ -368,6 +414,47 @@ def test_asyncio(publisher):
             return got
 
     assert asyncio.run(read()) == list(range(50))
+
+
+def test_asyncio_leaves_other_tasks_their_turn(publisher):
+    """Frames that wait already are handed out one a turn of the loop, and a reader of them can be cancelled."""
+
+    async def read():
+        ticks = got = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        async def drain(stream):
+            nonlocal got
+            async for _ in stream:
+                got += 1
+
+        async with streampose.AsyncSubscriber(publisher.endpoint, "lossless") as stream:
+            while not stream.heard_s:
+                assert await stream.receive(0.01) is None
+            for index in range(300):
+                publisher.publish(make_frame(index))
+            await asyncio.to_thread(wait_until, lambda: len([m for m in stream._queue if m[0] == b"pose.cam"]) == 300)
+            ticker = asyncio.create_task(tick())
+            for _ in range(100):
+                await stream.receive(WAIT_S)
+            assert ticks >= 99
+            reader = asyncio.create_task(drain(stream))
+            while got < 50:
+                await asyncio.sleep(0)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            left = [(await stream.receive(WAIT_S)).frame_index for _ in range(200 - got)]
+            ticker.cancel()
+        assert got < 100
+        assert left == list(range(100 + got, 300))
+
+    asyncio.run(read())
 
 
 def test_asyncio_reads_many_streams_in_one_loop(publisher):
@@ -446,7 +533,7 @@ def test_asyncio_ends_a_waiting_reader(publisher):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x"]
+    "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x", "http://host:1"]
 )
 def test_a_wrong_endpoint_is_refused(endpoint):
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):

@@ -9,13 +9,13 @@
 #include <msgpack.h>
 #include <zmq.h>
 
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -76,8 +76,8 @@ float number(std::string_view blob, size_t index) {
     return value;
 }
 
-// The three parts of the next message.
-std::array<std::string, 3> receive(void* socket) {
+// The parts of the next message.
+std::vector<std::string> receive(void* socket) {
     std::vector<std::string> parts;
     int more = 1;
     while (more) {
@@ -88,8 +88,30 @@ std::array<std::string, 3> receive(void* socket) {
         more = zmq_msg_more(&part);
         zmq_msg_close(&part);
     }
-    if (parts.size() != 3) throw std::runtime_error("a message that has not three parts");
-    return {parts[0], parts[1], parts[2]};
+    return parts;
+}
+
+// A socket that tells why there is no connection.
+void* watch(void* context, void* socket) {
+    const int failures = ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                         ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+    void* events = zmq_socket(context, ZMQ_PAIR);
+    if (zmq_socket_monitor(socket, "inproc://events", failures) != 0 || zmq_connect(events, "inproc://events") != 0) {
+        throw std::runtime_error(zmq_strerror(zmq_errno()));
+    }
+    return events;
+}
+
+// Says once of each kind of failure what it means.
+void tell(const std::vector<std::string>& event, std::set<uint16_t>& told) {
+    uint16_t kind;
+    std::memcpy(&kind, event.at(0).data(), sizeof kind);
+    if (!told.insert(kind).second) return;
+    const char* what = kind == ZMQ_EVENT_CONNECT_RETRIED            ? "nobody answers there"
+                       : kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH    ? "the publisher does not let this key in"
+                       : kind == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ? "the publisher wants a key, or none"
+                                                                    : "the key is wrong, or is for another publisher";
+    std::fprintf(stderr, "no connection: %s; trying again\n", what);
 }
 
 // Encrypts with a key file: lines such as public = "40 characters".
@@ -133,6 +155,28 @@ void print_people(const Header& header, std::string_view blob) {
     }
 }
 
+using Last = std::map<std::string, std::pair<std::string, int64_t>>;  // run_id and seq of each source
+
+// Prints the people of a pose message; false where it is a repetition, sent to greet somebody else.
+bool print_message(const std::vector<std::string>& parts, Last& last) {
+    if (parts.size() != 3) throw std::runtime_error("a message that has not three parts");
+    const Header header(parts[1]);
+    if (integer(header["schema"]) != 1) throw std::runtime_error("a message of another schema than 1");
+    const auto source = text(header["source"]);
+    const auto run = text(header["run_id"]);
+    const auto seq = integer(header["seq"]);
+    const auto before = last.find(source);
+    if (before != last.end() && before->second.first == run) {
+        if (seq <= before->second.second) return false;
+        const auto missed = seq - before->second.second - 1;
+        if (missed) std::fprintf(stderr, "%s: missed %lld\n", source.c_str(), static_cast<long long>(missed));
+    }
+    print_people(header, parts[2]);
+    std::fflush(stdout);
+    last[source] = {run, seq};
+    return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -146,27 +190,27 @@ int main(int argc, char** argv) try {
     zmq_setsockopt(socket, ZMQ_LINGER, &no_linger, sizeof no_linger);
     zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "pose.", 5);
     if (argc > 3) use_key(socket, argv[3]);
+    void* events = watch(context, socket);
     if (zmq_connect(socket, endpoint) != 0) throw std::runtime_error(zmq_strerror(zmq_errno()));
 
-    std::map<std::string, std::pair<std::string, int64_t>> last;  // run_id and seq of each source
+    Last last;
+    std::set<uint16_t> told;
+    long skipped = 0;
     while (frames != 0) {
-        const auto [topic, bytes, blob] = receive(socket);
-        const Header header(bytes);
-        if (integer(header["schema"]) != 1) throw std::runtime_error("this program reads schema 1");
-        const auto source = text(header["source"]);
-        const auto run = text(header["run_id"]);
-        const auto seq = integer(header["seq"]);
-        const auto before = last.find(source);
-        if (before != last.end() && before->second.first == run) {
-            if (seq <= before->second.second) continue;  // a repetition, sent to greet somebody else
-            const auto missed = seq - before->second.second - 1;
-            if (missed) std::fprintf(stderr, "%s: missed %lld\n", source.c_str(), static_cast<long long>(missed));
+        zmq_pollitem_t items[] = {{socket, 0, ZMQ_POLLIN, 0}, {events, 0, ZMQ_POLLIN, 0}};
+        if (zmq_poll(items, 2, -1) < 0) throw std::runtime_error(zmq_strerror(zmq_errno()));
+        if (items[1].revents) tell(receive(events), told);
+        if (!items[0].revents) continue;
+        const auto parts = receive(socket);
+        try {
+            if (print_message(parts, last) && frames > 0) --frames;
+        } catch (const std::exception& error) {
+            if (++skipped == 1) std::fprintf(stderr, "skipped a message: %s; more are only counted\n", error.what());
         }
-        last[source] = {run, seq};
-        print_people(header, blob);
-        std::fflush(stdout);
-        if (frames > 0) --frames;
     }
+    if (skipped) std::fprintf(stderr, "skipped %ld in all\n", skipped);
+    zmq_socket_monitor(socket, nullptr, 0);
+    zmq_close(events);
     zmq_close(socket);
     zmq_ctx_term(context);
 } catch (const std::exception& error) {

@@ -19,10 +19,23 @@ const { values: options, positionals } = parseArgs({
 const socket = new Subscriber({ linger: 0, maxMessageSize: 1 << 20 });
 if (options.key) {
   const text = readFileSync(options.key, "utf8");
-  const read = (name) => new RegExp(`^${name} = "(.{40})"$`, "m").exec(text)[1];
+  const read = (name) => new RegExp(`^${name} = "(.{40})"$`, "m").exec(text)?.[1] ?? fail(`${options.key} is no key file`);
   socket.curveServerKey = read("publisher");
   socket.curvePublicKey = read("public");
   socket.curveSecretKey = read("secret");
+}
+const failures = {
+  "connect:retry": "nobody answers there",
+  "handshake:error:auth": "the publisher does not let this key in",
+  "handshake:error:protocol": "the publisher wants a key, or none",
+  "handshake:error:other": "the key is wrong, or is for another publisher",
+};
+const told = new Set();
+for (const [kind, what] of Object.entries(failures)) {
+  socket.events.on(kind, () => {
+    if (!told.has(kind)) console.error(`no connection: ${what}; trying again`);
+    told.add(kind);
+  });
 }
 socket.connect(positionals[0] ?? "tcp://127.0.0.1:5555");
 socket.subscribe("hello.", "status.", "pose.", "heartbeat");
@@ -30,8 +43,27 @@ socket.subscribe("hello.", "status.", "pose.", "heartbeat");
 const joints = new Map(); // of each source, from its hello
 const last = new Map(); // run_id and seq of each source
 let count = 0;
+let skipped = 0;
 
-for await (const [topicBytes, headerBytes, blob] of socket) {
+for await (const parts of socket) {
+  try {
+    take(parts);
+  } catch (error) {
+    if (++skipped === 1) console.error(`skipped a message: ${error.message}; more are only counted`);
+  }
+  if (count >= Number(options.count)) break;
+}
+if (skipped) console.error(`skipped ${skipped} in all`);
+socket.close();
+
+function fail(what) {
+  console.error(`error: ${what}`);
+  process.exit(1);
+}
+
+function take(parts) {
+  if (parts.length !== 3) throw new Error(`a message of ${parts.length} parts`);
+  const [topicBytes, headerBytes, blob] = parts;
   const topic = topicBytes.toString();
   // Times are nanoseconds, too large for a double after 104 days of uptime: useBigInt64 keeps them whole.
   const header = decode(headerBytes, { useBigInt64: true });
@@ -44,19 +76,19 @@ for await (const [topicBytes, headerBytes, blob] of socket) {
     const before = last.get(header.source);
     const seq = Number(header.seq);
     const sameRun = before?.run === header.run_id;
-    if (sameRun && seq <= before.seq) continue; // a repetition, sent to greet somebody else
-    last.set(header.source, { run: header.run_id, seq });
-    console.log(JSON.stringify({
+    if (sameRun && seq <= before.seq) return; // a repetition, sent to greet somebody else
+    const line = JSON.stringify({
       source: header.source,
       seq,
       missed: sameRun ? seq - before.seq - 1 : 0,
       latency_ms: Number(BigInt(header.published_ns) - BigInt(header.captured_ns)) / 1e6, // small ones come as numbers
       people: readPeople(header, blob, joints.get(header.source)),
-    }));
-    if (++count >= Number(options.count)) break;
+    });
+    console.log(line);
+    last.set(header.source, { run: header.run_id, seq });
+    count += 1;
   }
 }
-socket.close();
 
 /** Boxes (P, 4), then keypoints (P, J, 3): little-endian float32. */
 function readPeople(header, blob, names) {
@@ -64,6 +96,7 @@ function readPeople(header, blob, names) {
   if (people === 0) return [];
   const at = (index) => blob.readFloatLE(4 * index);
   const count = (blob.length / 4 - 4 * people) / (3 * people);
+  if (!Number.isInteger(count) || count < 1) throw new Error("a blob of the wrong length");
   return header.people.map(({ track_id, score }, person) => ({
     track_id: Number(track_id),
     score,

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from streampose.inlet import Inlet
+from streampose.inlet import SILENT_S, Inlet
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
 from streampose.messages import SOURCES_LIMIT, Heartbeat, Hello, PictureMessage, PoseHeader, PoseMessage, Status
@@ -19,8 +19,6 @@ from streampose.wire import MessageError, decode
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 3.0
-"""A publisher that was silent for so long is gone."""
 _WINDOW_NS = 2_000_000_000
 _TOPICS = (b"hello.", b"status.", b"pose.", b"heartbeat")
 

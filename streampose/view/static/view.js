@@ -53,6 +53,7 @@ class Camera {
 
   async setPicture(index, blob) {
     const picture = await createImageBitmap(blob).catch(() => null);
+    if (page.paused) picture?.close();
     if (!picture || page.paused) return;
     const now = performance.now();
     this.picture?.close();
