@@ -24,9 +24,9 @@ def figures() -> dict[str, Any]:
     return evaluate_pack(DATA, "lite", "person")
 
 
-def test_pose_finds_six_of_ten_human_labelled_joints(figures: dict[str, Any]) -> None:
+def test_pose_finds_two_of_three_human_labelled_joints(figures: dict[str, Any]) -> None:
     assert figures["pose"]["people"] > 400
-    assert figures["pose"]["five_clean"] >= 0.60
+    assert figures["pose"]["five_clean"] >= 0.65
 
 
 def test_the_teacher_is_as_good_as_the_pack_says(figures: dict[str, Any]) -> None:
