@@ -130,12 +130,16 @@ def allow_public(folder: Path, name: str, public: str) -> str:
     """Put a public key on the allow list whose secret half the subscriber made and keeps; returns the publisher's.
 
     Raises:
-        UsageError: the name is not one or is taken, or the key is not one.
+        UsageError: the name is not one or is taken, or the key is not one or is on the list already.
         OutputError: a file cannot be written.
     """
     _check_free(folder, name)
     if not _is_key(public):
         raise UsageError("a public key is 40 characters of Z85, as zmq_curve_keypair makes them")
+    if public in (names := _names_by_key(folder)):
+        raise UsageError(
+            f"{names[public][0]} has this key already; revoke {names[public][0]} first, or take another key"
+        )
     publisher = _make_publisher(folder)
     _allow(folder, name, public)
     return publisher.public
@@ -157,16 +161,27 @@ def revoke(folder: Path, name: str) -> None:
     """Take a subscriber off the allow list; a running publisher ends its connection within a second or two.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is none of this name; or others have the same key, which their names still let in.
         OutputError: the file cannot be removed.
     """
     path = folder / "allowed" / f"{name}.pub"
     if not _NAME.fullmatch(name) or not path.is_file():
         raise UsageError(f"nobody named {name!r} is on the allow list in {folder}; see: streampose keys list")
+    names = _names_by_key(folder)
     try:
         path.unlink()
     except OSError as error:
         raise OutputError(f"cannot remove {path}: {error.strerror}") from None
+    sharing = next((each for each in names.values() if name in each), [name])
+    if others := " and ".join(each for each in sharing if each != name):
+        raise UsageError(f"{name} is revoked, but the same key is let in as {others}; revoke that too")
+
+
+def _names_by_key(folder: Path) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for entry in list_allowed(folder):
+        names.setdefault(entry.public, []).append(entry.name)
+    return names
 
 
 class AllowList:

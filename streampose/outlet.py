@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from streampose.endpoint import Endpoint, to_publish_at
 from streampose.errors import OutputError, StreamposeError
 from streampose.gate import Gate
 from streampose.messages import SCHEMA, SOURCES_LIMIT, Heartbeat, Parts
+from streampose.peer import Peer, peer_of
 from streampose.wire import encode_heartbeat
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Outlet:
         self._last: dict[bytes, Parts] = {}
         self._dropped = 0
         self._looks: frozenset[bytes] = frozenset()
-        self._lookers: Counter[bytes] = Counter()
+        self._lookers: dict[bytes, set[Peer]] = {}
         self._on_looks: Callable[[frozenset[bytes]], None] | None = None
         self._closing = False
         self._stray = False
@@ -94,6 +95,7 @@ class Outlet:
             self._context.destroy(0)
             raise
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._port = int(self.endpoint.rpartition(":")[2])
         if keys is None and not where.is_loopback:
             log.warning("%s is open: whoever reaches it can read the stream, unencrypted", self.endpoint)
         self._wake_in, self._wake_out = socket.socketpair()
@@ -280,19 +282,19 @@ class Outlet:
         asked = set()
         for _ in range(_REQUESTS):
             try:
-                request = self._socket.recv(zmq.NOBLOCK)
+                message = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
+            request, peer = message.bytes, peer_of(message, self._port)
             topic, wanted = request[1:], request[:1] == b"\x01"
             if request[:1] not in (b"\x00", b"\x01"):
                 self._stray = True
                 continue
             self._socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
-            if topic.startswith(b"picture.") and (topic in self._lookers or len(self._lookers) < SOURCES_LIMIT):
-                self._lookers[topic] += 1 if wanted else -1
+            if topic.startswith(b"picture."):
+                self._note_look(topic, peer, wanted)
             if wanted:
                 asked.add(topic)
-        self._lookers = +self._lookers
         self._set_looks(frozenset(self._lookers))
         if not asked:
             return
@@ -304,6 +306,20 @@ class Outlet:
                     self._socket.send_multipart(parts)
         if b"heartbeat".startswith(beginnings):
             self._beat()
+
+    def _note_look(self, topic: bytes, peer: Peer | None, wanted: bool) -> None:
+        """Keep whom pictures are for. A connection may ask twice and cancel once, or go without a word of its own."""
+        known = self._lookers.get(topic, set())
+        if wanted and peer is not None and (known or len(self._lookers) < SOURCES_LIMIT):
+            known.add(peer)
+        elif not wanted and peer is not None:
+            known.discard(peer)
+        else:
+            known = {looker for looker in known if looker.is_connected}
+        if known:
+            self._lookers[topic] = known
+        else:
+            self._lookers.pop(topic, None)
 
     def _set_looks(self, looks: frozenset[bytes]) -> None:
         if looks != self._looks:

@@ -72,7 +72,7 @@ class Publisher:
         """Queue one frame; returns at once. The first frame of a source, or a change of its size, sends hello first.
 
         Raises:
-            UsageError: the source's name cannot be a topic.
+            UsageError: the source's name cannot be a topic, or the frame's `pts_s` is not finite.
         """
         with self._lock:
             known = self._hellos.get(frame.source)
@@ -82,10 +82,9 @@ class Publisher:
                 self._hellos[frame.source] = hello
                 self._outlet.send(encode_hello(hello))
             seq = self._seq.get(frame.source, 0)
+            message = encode_pose(frame, run_id=self.run_id, seq=seq, offsets=self._offsets, smoothed=self._smoothed)
             self._seq[frame.source] = seq + 1
-            self._outlet.send(
-                encode_pose(frame, run_id=self.run_id, seq=seq, offsets=self._offsets, smoothed=self._smoothed)
-            )
+            self._outlet.send(message)
 
     def set_state(self, source: str, state: State) -> None:
         """Tell subscribers, present and future ones, how the source is; the same state again sends nothing."""

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ SILENT_S = 3.0
 """A publisher that was silent for so long is gone."""
 _LOOK_S = 0.2
 _KINDS = ("hello", "status", "pose")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Relay:
     Attributes:
         malformed: messages that could not be read, and were not passed on.
         conflicts: messages of sources that another publisher has.
+        lock: which publisher has a source, and what is told of it, changes together under this.
 
     Raises:
         UsageError: an endpoint is none, or the relay's own.
@@ -91,9 +94,10 @@ class Relay:
     def __init__(self, upstreams: Sequence[Upstream], outlet: Outlet) -> None:
         self.malformed = 0
         self.conflicts = 0
+        self.lock = threading.RLock()
         self._outlet = outlet
-        self._lock = threading.Lock()
         self._owners: dict[str, _Branch] = {}
+        self._offline: dict[str, None] = {}
         self._stack = ExitStack()
         if outlet.endpoint in {upstream.endpoint for upstream in upstreams}:
             raise UsageError(f"the relay cannot collect from {outlet.endpoint}, where it publishes itself")
@@ -111,7 +115,7 @@ class Relay:
     @property
     def sources(self) -> dict[str, str]:
         """The endpoint that each source comes from now."""
-        with self._lock:
+        with self.lock:
             return {source: branch.endpoint for source, branch in self._owners.items()}
 
     def __enter__(self) -> Relay:
@@ -124,7 +128,7 @@ class Relay:
 
     def claim(self, source: str, branch: _Branch) -> bool:
         """Whether a source is the branch's, or becomes it now."""
-        with self._lock:
+        with self.lock:
             if source not in self._owners and len(self._owners) < SOURCES_LIMIT:
                 self._owners[source] = branch
             owner = self._owners.get(source)
@@ -134,7 +138,7 @@ class Relay:
     def is_echo(self, source: str, run_id: str, branch: _Branch) -> bool:
         """Whether a source is another branch's, come back with names before its own, as relays in a ring send it."""
         own = source
-        with self._lock:
+        with self.lock:
             while "." in own:
                 own = own.partition(".")[2]
                 owner = self._owners.get(own)
@@ -144,20 +148,39 @@ class Relay:
 
     def release(self, branch: _Branch, only: str | None = None) -> list[str]:
         """Let others have the sources of a branch, or one of them; returns those that it had."""
-        with self._lock:
+        with self.lock:
             mine = [source for source, owner in self._owners.items() if owner is branch and only in (None, source)]
             for source in mine:
                 del self._owners[source]
             return mine
 
-    def pass_on(self, parts: Sequence[bytes]) -> None:
-        """Send a checked message."""
-        topic, header, blob = parts
-        self._outlet.send((topic, header, blob))
+    def tell_offline(self, status: Status) -> None:
+        """Tell that a source is gone; what comes of it later tells the opposite."""
+        with self.lock:
+            _keep(self._offline, status.source, None)
+            self._outlet.send(encode_status(status))
+
+    def pass_on(self, parts: Parts, source: str, run_id: str) -> None:
+        """Send a checked message of a source. Before a pose of one that was told to be offline, tell that it is not."""
+        with self.lock:
+            if source in self._offline and not parts[0].startswith(b"hello."):
+                del self._offline[source]
+                if not parts[0].startswith(b"status."):
+                    status = Status(schema=SCHEMA, run_id=run_id, source=source, state="online")
+                    self._outlet.send(encode_status(status))
+            self._outlet.send(parts)
 
     def _look(self, looks: frozenset[bytes]) -> None:
         for branch in self._branches:
             branch.look(looks)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was last said of a source in one run of its publisher, by kind of message."""
+
+    run_id: str
+    parts: dict[str, Parts] = field(default_factory=dict)
 
 
 class _Branch:
@@ -168,6 +191,7 @@ class _Branch:
         self._prefix = f"{upstream.name}." if upstream.name else ""
         self._relay = relay
         self._runs: dict[str, str] = {}
+        self._known: dict[str, _Known] = {}
         self._told: set[str] = set()
         self._heard_s = 0.0
         self._state = ""
@@ -181,26 +205,27 @@ class _Branch:
 
     def check(self) -> None:
         """Notice what has become of the publisher; log it once."""
-        silent = time.monotonic() - self._heard_s > SILENT_S
-        if self._inlet.failure is not None:
-            state = str(self._inlet.failure)
-        elif self._inlet.connected and not silent:
-            state = "connected"
-        elif self._heard_s:
-            state = "lost"
-        else:
-            return
-        if state != self._state:
-            self._state = state
-            log.info("%s: %s", self.endpoint, state)
-        if state != "connected" and silent:
-            self._give_up()
+        with self._relay.lock:
+            silent = time.monotonic() - self._heard_s > SILENT_S
+            if self._inlet.failure is not None:
+                state = str(self._inlet.failure)
+            elif self._inlet.connected and not silent:
+                state = "connected"
+            elif self._heard_s:
+                state = "lost"
+            else:
+                return
+            if state != self._state:
+                self._state = state
+                log.info("%s: %s", self.endpoint, state)
+            if state != "connected" and silent:
+                self._give_up()
 
     def _give_up(self, only: str | None = None) -> None:
         """Tell that all sources of this branch, or one of them, do not come from here any more."""
         for source in self._relay.release(self, only):
-            status = Status(schema=SCHEMA, run_id=self._runs[source], source=source, state="offline")
-            self._relay.pass_on(encode_status(status))
+            status = Status(schema=SCHEMA, run_id=self._runs.pop(source), source=source, state="offline")
+            self._relay.tell_offline(status)
 
     def look(self, looks: Iterable[bytes]) -> None:
         """Ask for the pictures that somebody downstream looks at."""
@@ -237,22 +262,48 @@ class _Branch:
         source = self._prefix + header.source
         if len(source) > NAME_LIMIT:
             self._leave_out(source, f"with the relay's name before it, it is longer than {NAME_LIMIT} characters")
-        elif self._relay.is_echo(source, header.run_id, self):
-            self._leave_out(source, "it is a source of this relay, come back; relays should not collect in a ring")
-            self._give_up(source)  # it may have come back before it came, after this relay was started again
-        elif not self._relay.claim(source, self):
-            owner = self._relay.sources.get(source, "others, too many")
-            self._leave_out(source, f"it comes from {owner} already; name one of them: --connect NAME={self.endpoint}")
-        else:
-            renamed = _rename(parts, source) if self._prefix else parts
+            return
+        kind = parts[0].partition(b".")[0].decode()
+        renamed = _rename(parts, source) if self._prefix else (parts[0], parts[1], parts[2])
+        with self._relay.lock:
+            if self._relay.is_echo(source, header.run_id, self):
+                self._leave_out(source, "it is a source of this relay, come back; relays should not collect in a ring")
+                self._give_up(source)  # it may have come back before it came, after this relay was started again
+                return
+            said = self._note(source, header.run_id, kind, renamed)
+            if not self._relay.claim(source, self):
+                owner = self._relay.sources.get(source, "others, too many")
+                why = f"it comes from {owner} already; name one of them: --connect NAME={self.endpoint}"
+                self._leave_out(source, why)
+                return
+            for known in () if source in self._runs else said:
+                self._relay.pass_on(known, source, header.run_id)
             self._runs[source] = header.run_id
-            self._relay.pass_on(renamed)
+            self._relay.pass_on(renamed, source, header.run_id)
+
+    def _note(self, source: str, run_id: str, kind: str, parts: Parts) -> list[Parts]:
+        """Keep the last hello and status of a source; returns what was said before this message, of another kind."""
+        known = self._known.get(source)
+        if known is None or known.run_id != run_id:
+            known = _Known(run_id)
+            _keep(self._known, source, known)
+        if kind in ("hello", "status"):
+            known.parts[kind] = parts
+        return [said for each, said in known.parts.items() if each != kind]
 
     def _leave_out(self, source: str, why: str) -> None:
         """Log each source that is not passed on, once."""
         if source not in self._told and len(self._told) < SOURCES_LIMIT:
             self._told.add(source)
             log.warning("left out source %s from %s: %s", source, self.endpoint, why)
+
+
+def _keep(known: dict[str, _Value], source: str, value: _Value) -> None:
+    """Enter the value of a source; where there are too many, without the oldest."""
+    known.pop(source, None)
+    if len(known) >= SOURCES_LIMIT:
+        del known[next(iter(known))]
+    known[source] = value
 
 
 def _rename(parts: Sequence[bytes], source: str) -> Parts:

@@ -6,20 +6,22 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from streampose.errors import UsageError
-from streampose.messages import SCHEMA, Hello, Status
+from streampose.messages import SCHEMA, Hello, Parts, State, Status
 from streampose.outlet import Outlet
 from streampose.recording import Entry, Item, StateChange, read_recording, source_of
 from streampose.skeleton import SKELETONS
 from streampose.types import PoseFrame
-from streampose.wire import encode_hello, encode_pose, encode_status
+from streampose.wire import MessageError, decode, encode_hello, encode_pose, encode_status
 
 log = logging.getLogger(__name__)
+
+_EARLIEST_NS, _LATEST_NS = -(2**63), 2**63 - 1
 
 
 def replay(
@@ -48,7 +50,7 @@ def replay(
         How many frames were published.
 
     Raises:
-        UsageError: it is not a recording, or has no frames of the source.
+        UsageError: it is not a recording, has no frames of the source, or one that cannot be published.
     """
     if not 0 < speed <= 1000:
         raise UsageError(f"a speed is above 0 and at most 1000, not {speed:g}")
@@ -88,11 +90,11 @@ class _Player:
                 continue
             first_ns = item.received_ns if first_ns is None else first_ns
             wait_s = (item.received_ns - first_ns) / 1e9 / self._speed - (time.monotonic() - began_s)
+            wait_s = min(wait_s, threading.TIMEOUT_MAX)
             if (wait_s > 0 and self._stop.wait(wait_s)) or self._stop.is_set():
                 return
             if isinstance(item, StateChange):
-                status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=item.source, state=item.state)
-                self._outlet.send(encode_status(status))
+                self._tell(item.source, item.state)
             else:
                 self._publish(item)
 
@@ -104,8 +106,7 @@ class _Player:
     def end(self) -> None:
         """Tell that all sources are at their end."""
         for source in self._seq:
-            status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state="ended")
-            self._outlet.send(encode_status(status))
+            self._tell(source, "ended")
 
     def _publish(self, entry: Entry) -> None:
         frame = self._as_now(entry.frame)
@@ -114,8 +115,11 @@ class _Player:
             self._describe(self._hello_of(frame, entry.offsets))
         seq = self._seq.get(frame.source, -1) + 1 + (entry.frame.missed if frame.source in self._seq else 0)
         self._seq[frame.source] = seq
-        self._outlet.send(
-            encode_pose(frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets, smoothed=entry.smoothed)
+        self._send(
+            f"frame {entry.frame.frame_index} of {frame.source!r}",
+            lambda: encode_pose(
+                frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets, smoothed=entry.smoothed
+            ),
         )
         self.frames += 1
 
@@ -129,13 +133,30 @@ class _Player:
             frame,
             epoch=epoch,
             frame_index=index,
-            captured_ns=now_ns - (frame.published_ns - frame.captured_ns),
+            captured_ns=min(_LATEST_NS, max(_EARLIEST_NS, now_ns - (frame.published_ns - frame.captured_ns))),
             published_ns=now_ns,
         )
 
     def _describe(self, hello: Hello) -> None:
         self._hellos[hello.source] = hello
-        self._outlet.send(encode_hello(hello))
+        self._send(f"the hello of {hello.source!r}", lambda: encode_hello(hello))
+
+    def _tell(self, source: str, state: State) -> None:
+        status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state=state)
+        self._send(f"a state of {source!r}", lambda: encode_status(status))
+
+    def _send(self, what: str, encode: Callable[[], Parts]) -> None:
+        """Send a message, if it is one that subscribers can read: files hold what no publisher sends.
+
+        Raises:
+            UsageError: it is none.
+        """
+        try:
+            parts = encode()
+            decode(parts)
+        except (MessageError, OverflowError, ValueError) as error:
+            raise UsageError(f"{what} cannot be replayed: {error}") from None
+        self._outlet.send(parts)
 
     def _hello_of(self, frame: PoseFrame, offsets: tuple[int, ...]) -> Hello:
         """A hello for frames that were recorded without."""

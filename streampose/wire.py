@@ -74,9 +74,16 @@ def encode_pose(
     """The message of one frame.
 
     Args:
-        frame: at most `PEOPLE_LIMIT` people, all with the same number of joints; those above are left out.
+        frame: at most `PEOPLE_LIMIT` people, all with the same number of joints; those above are left out. Scores and
+            coordinates are brought within range. A joint with a number that is not finite is sent as one that was not
+            found: 0, 0 with score 0.
         run_id, seq, offsets, smoothed: as in `PoseHeader`.
+
+    Raises:
+        UsageError: `pts_s` is not finite.
     """
+    if not math.isfinite(frame.pts_s):
+        raise UsageError(f"frame {frame.frame_index} of {frame.source} cannot be published: its pts_s is {frame.pts_s}")
     people = frame.people[:PEOPLE_LIMIT]
     header = PoseHeader(
         schema=SCHEMA,
@@ -94,13 +101,15 @@ def encode_pose(
         dropped=frame.dropped,
         offsets=tuple(offsets),
         clock=frame.clock,
-        people=tuple(PersonHeader(int(p.track_id), float(p.score), p.filled) for p in people),
+        people=tuple(PersonHeader(int(p.track_id), min(1.0, max(0.0, float(p.score))), p.filled) for p in people),
         smoothed=smoothed,
     )
     blob = b""
     if people:
         boxes = np.concatenate([p.box for p in people])
         keypoints = np.concatenate([p.keypoints for p in people])
+        boxes[np.isnan(boxes)] = 0
+        keypoints[~np.isfinite(keypoints).all(axis=1)] = 0
         np.minimum(np.maximum(boxes, -_FARTHEST, out=boxes), _FARTHEST, out=boxes)
         np.minimum(np.maximum(keypoints, _LEAST, out=keypoints), _MOST, out=keypoints)
         blob = boxes.astype("<f4", copy=False).tobytes() + keypoints.astype("<f4", copy=False).tobytes()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 import streampose
 from streampose.cli import commands, program
+from streampose.jsonl import PeopleWriter
 from streampose.publish import Publisher
 from streampose.redact import redact
 from streampose.types import Pose, PoseFrame
@@ -250,6 +252,26 @@ def test_a_stream_is_recorded_exported_and_replayed(call, publisher, tmp_path):
     done = call("replay", path, "--publish", "tcp://127.0.0.1:*", "--speed", 100)
     assert done.returncode == 0, done.stderr
     assert "frames" in done.stderr
+
+
+def test_relay_and_replay_end_when_their_publishing_does(call, tmp_path, monkeypatch):
+    def crash(_):
+        raise OSError("broken")
+
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(make_frame())
+    monkeypatch.setattr("streampose.outlet.Outlet._beat", crash)
+    at = ("--publish", "tcp://127.0.0.1:*")
+    for args in (("replay", path, "--wait", *at), ("relay", "--connect", "tcp://127.0.0.1:1", *at)):
+        too_long = threading.Timer(WAIT_S, os.kill, (os.getpid(), signal.SIGTERM))  # which ends them with 0
+        too_long.start()
+        done = call(*args)
+        too_long.cancel()
+        assert done.returncode == 5
+        assert re.fullmatch(
+            r"error: publishing at tcp://127\.0\.0\.1:\d+ crashed with OSError: broken", done.stderr.splitlines()[-1]
+        )
 
 
 def test_the_schema_is_printed(call):

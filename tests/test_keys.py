@@ -175,6 +175,21 @@ def test_a_public_key_is_one(folder, public):
         allow_public(folder, "third", public)
 
 
+def test_a_key_is_on_the_list_under_one_name(folder, tmp_path):
+    """Or who revokes one name would leave the key working under the other."""
+    public = read_key(tmp_path / "tablet.key").pair.public
+    with pytest.raises(UsageError, match="tablet has this key already"):
+        allow_public(folder, "third", public)
+    assert [entry.name for entry in list_allowed(folder)] == ["robot", "tablet"]
+    (folder / "allowed" / "copy.pub").write_bytes((folder / "allowed" / "tablet.pub").read_bytes())
+    with pytest.raises(UsageError, match="but the same key is let in as copy"):
+        revoke(folder, "tablet")
+    assert AllowList(folder).name_of(public) == "copy"
+    revoke(folder, "copy")
+    assert AllowList(folder).name_of(public) is None
+    assert allow_public(folder, "third", public) == read_pair(folder).public
+
+
 def test_files_that_are_no_keys(folder, tmp_path):
     with pytest.raises(UsageError, match="cannot read the key"):
         read_key(tmp_path / "none.key")

@@ -148,10 +148,28 @@ def test_pictures_are_looked_at_until_the_last_one_is_gone(publisher, raw):
         assert stream.recv_multipart()[0] == b"heartbeat"
     looking[0].close()  # as a browser that crashed
     looking[1].unsubscribe(b"picture.cam")
-    wait_until(lambda: publisher._outlet._lookers == {b"picture.cam": 1})
+    wait_until(lambda: [len(peers) for peers in publisher._outlet._lookers.values()] == [1])
     assert publisher.is_looked_at("cam")
     looking[2].close()
     wait_until(lambda: not publisher.is_looked_at("cam"))
+
+
+def test_a_look_ends_with_its_socket_even_if_it_was_asked_for_twice(publisher, raw):
+    """One socket subscribes twice, which ZeroMQ passes on twice, but the end of both once."""
+
+    def cancel(stream):
+        for _ in range(2):  # the first stays in this socket
+            stream.send(b"\x00picture.cam")
+
+    for end in (lambda stream: stream.close(), cancel):
+        stream = raw(zmq.XSUB)
+        stream.connect(publisher.endpoint)
+        for request in (b"\x01picture.cam", b"\x01picture.cam", b"\x01heartbeat"):
+            stream.send(request)
+        assert stream.recv_multipart()[0] == b"heartbeat"
+        assert publisher.is_looked_at("cam")
+        end(stream)
+        wait_until(lambda: not publisher.is_looked_at("cam"))
 
 
 def test_who_sends_what_is_no_subscription_harms_nobody_for_long(publisher, raw):

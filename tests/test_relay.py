@@ -10,12 +10,13 @@ import zmq
 
 from streampose.errors import UsageError
 from streampose.keys import add_key, read_key
+from streampose.messages import SCHEMA, Heartbeat, Status
 from streampose.outlet import Outlet
 from streampose.publish import Publisher
 from streampose.relay import Relay, Upstream, parse_upstreams
 from streampose.subscribe import Subscriber
 from streampose.view.hub import Hub
-from streampose.wire import encode_pose
+from streampose.wire import encode_heartbeat, encode_pose, encode_status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import WAIT_S, Talk, make_frame, wait_until
@@ -118,6 +119,61 @@ def test_the_sources_of_a_lost_machine_are_offline(make_relay, monkeypatch):
             with Publisher(publisher.endpoint, model="lite") as again:
                 again.set_state("cam", "online")
                 wait_until(lambda: stream.receive(0.01) is None and stream.states == {"cam": "online"})
+
+
+@pytest.mark.parametrize("told", ["stalled", None])
+@pytest.mark.parametrize("name", ["", "left"])
+def test_a_source_that_was_silent_for_long_is_back_with_its_first_message(
+    make_relay, make_fake, monkeypatch, told, name
+):
+    """The connection stays, so that the publisher greets nobody again, and never says the same state twice."""
+    monkeypatch.setattr("streampose.relay.SILENT_S", 0.3)
+    sender, endpoint = make_fake()
+    relay, relayed = make_relay(Upstream(endpoint, name))
+    source = f"{name}.cam".removeprefix(".")
+    with Subscriber(relayed, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        wait_for_subscriber(sender)
+        sender.send_multipart(encode_pose(make_frame(0), run_id="r", seq=0))
+        if told:
+            sender.send_multipart(encode_status(Status(schema=SCHEMA, run_id="r", source="cam", state=told)))
+        assert stream.receive(WAIT_S).frame_index == 0
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {source: "offline"})
+        assert relay.sources == {}
+        monkeypatch.setattr("streampose.relay.SILENT_S", 60)
+        sender.send_multipart(encode_pose(make_frame(1), run_id="r", seq=1))
+        assert stream.receive(WAIT_S).frame_index == 1
+        assert stream.states == {source: told or "online"}
+    with Subscriber(relayed) as late:
+        assert late.receive(WAIT_S).frame_index == 1
+        assert late.states == {source: told or "online"}
+
+
+def test_who_takes_a_source_over_tells_what_it_said_before(make_relay, make_fake, monkeypatch):
+    monkeypatch.setattr("streampose.relay.SILENT_S", 60)
+    (first, first_at), (second, second_at) = make_fake(), make_fake()
+    relay, relayed = make_relay(Upstream(first_at), Upstream(second_at))
+    beat = encode_heartbeat(Heartbeat(schema=SCHEMA, run_id="r2", sent_ns=1))
+    with Subscriber(relayed, "lossless") as stream:
+        wait_until(lambda: stream.heard_s)
+        for sender in (first, second):
+            wait_for_subscriber(sender)
+        first.send_multipart(encode_pose(make_frame(0), run_id="r1", seq=0))
+        assert stream.receive(WAIT_S).frame_index == 0
+        second.send_multipart(encode_status(Status(schema=SCHEMA, run_id="r2", source="cam", state="stalled")))
+        wait_until(lambda: relay.conflicts == 1)
+        monkeypatch.setattr("streampose.relay.SILENT_S", 0.5)
+
+        def is_lost():
+            second.send_multipart(beat)
+            return stream.receive(0.01) is None and stream.states == {"cam": "offline"}
+
+        wait_until(is_lost)
+        monkeypatch.setattr("streampose.relay.SILENT_S", 60)
+        second.send_multipart(encode_pose(make_frame(5), run_id="r2", seq=0))
+        assert stream.receive(WAIT_S).frame_index == 5
+        assert stream.states == {"cam": "stalled"}
+        assert relay.sources == {"cam": second_at}
 
 
 def test_a_source_of_two_machines_is_taken_from_one(make_relay, publisher, caplog):

@@ -338,6 +338,26 @@ def test_what_a_model_overshoots_is_sent_within_range():
     np.testing.assert_array_equal(got[0], np.array([1e6, -1e6, 1], np.float32))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_joint_that_is_not_finite_is_sent_as_not_found(value):
+    frame = make_frame(people=2)
+    before = frame.people[0].keypoints.copy()
+    for joint, place in ((0, 0), (1, 1), (2, 2)):
+        frame.people[0].keypoints[joint, place] = value
+    frame.people[1].box[3] = value
+    people = (frame.people[0], dataclasses.replace(frame.people[1], score=value))
+    message = decode(encode_pose(dataclasses.replace(frame, people=people), run_id="r", seq=0))
+    check_valid(message)
+    first, second = message.frame.people
+    np.testing.assert_array_equal(first.keypoints[:3], np.zeros((3, 3)))
+    np.testing.assert_array_equal(first.keypoints[3:], before[3:])
+    np.testing.assert_array_equal(second.keypoints, frame.people[1].keypoints)
+    assert second.box[3] == (0 if np.isnan(value) else np.copysign(1e6, value))
+    assert second.score == (1 if value == np.inf else 0)
+    with pytest.raises(UsageError, match=r"frame \d+ of cam\.1 cannot be published: its pts_s is"):
+        encode_pose(dataclasses.replace(frame, pts_s=value), run_id="r", seq=0)
+
+
 def test_filled_and_smoothed_are_told_only_where_true():
     frame = make_frame(2)
     filled = dataclasses.replace(frame.people[1], filled=True)

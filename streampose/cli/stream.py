@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +14,7 @@ from streampose.cli.program import app, stop_on_signals, write
 from streampose.endpoint import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
+    from streampose.outlet import Outlet
     from streampose.smoothing import Smoothing
 
 KeysOption = Annotated[
@@ -47,6 +51,29 @@ def smoothing_of(smooth: bool, fill_s: float) -> Smoothing | None:
     if not smooth:
         raise UsageError("--fill-gaps continues the smoothed motion; give --smooth too")
     return Smoothing(fill_s=fill_s)
+
+
+@contextmanager
+def publishing(endpoint: str, stop: Event, keys: Path | None, insecure: bool) -> Iterator[Outlet]:
+    """An outlet to publish at; where it crashes, `stop` is set, and its error is raised at the end.
+
+    Raises:
+        UsageError, OutputError: see `Outlet`.
+        OutputError: it crashed.
+    """
+    from streampose.errors import StreamposeError
+    from streampose.outlet import Outlet
+
+    crashes: list[StreamposeError] = []
+
+    def end(error: StreamposeError) -> None:
+        crashes.append(error)
+        stop.set()
+
+    with Outlet(endpoint, keys=keys, insecure=insecure, on_crash=end) as outlet:
+        yield outlet
+    if crashes:
+        raise crashes[0]
 
 
 @app.command()
@@ -94,12 +121,11 @@ def relay(
         import logging
 
         from streampose.console import set_up_logging
-        from streampose.outlet import Outlet
         from streampose.relay import Relay, parse_upstreams
 
         set_up_logging(context.obj)
         upstreams = parse_upstreams(connect, key or [])
-        with Outlet(publish, keys=keys, insecure=insecure) as outlet, Relay(upstreams, outlet) as relay:
+        with publishing(publish, stop, keys, insecure) as outlet, Relay(upstreams, outlet) as relay:
             logging.getLogger("streampose.cli").info("relaying at %s", outlet.endpoint)
             relay.serve(stop)
 
@@ -150,14 +176,13 @@ def replay(
         import logging
 
         from streampose.console import set_up_logging
-        from streampose.outlet import Outlet
         from streampose.recording import find_recording
         from streampose.replay import replay as play
 
         set_up_logging(context.obj)
         find_recording(recording)
         log = logging.getLogger("streampose.cli")
-        with Outlet(publish, keys=keys, insecure=insecure) as outlet:
+        with publishing(publish, stop, keys, insecure) as outlet:
             log.info("replaying at %s", outlet.endpoint)
             while wait and not stop.is_set() and not outlet.subscribed.wait(0.1):
                 pass
