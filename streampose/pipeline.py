@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from streampose.changes import Changes
 from streampose.engines import Engine
 from streampose.errors import SourceError, StreamposeError, UsageError
 from streampose.estimator import Estimate, Estimator
@@ -26,10 +27,9 @@ from streampose.ring import Drop
 from streampose.rounds import RoundSize
 from streampose.settings import Settings
 from streampose.skeleton import SKELETONS
-from streampose.sources import Camera, Outcome, Source, open_sources
+from streampose.sources import Camera, Outcome, Source
 from streampose.tracker import Tracker
 from streampose.types import Frame, PoseFrame
-from streampose.wire import check_name
 
 LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
@@ -104,8 +104,7 @@ class Pipeline:
         self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
         self._under_way: deque[Round] = deque()
         self._gone: dict[str, SourceSummary] = {}
-        self._asking = threading.Lock()
-        self._asked: deque[Source | str] = deque()
+        self._changes = Changes(self._lanes, self._stop)
         for source in sources:
             self._lanes.add(self._lane(source))
 
@@ -171,22 +170,7 @@ class Pipeline:
             SourceError: a file is not there. A camera is connected to later, and for ever.
             ModelError: it wants more later frames than the engine looks at.
         """
-        with self._asking:
-            if self._stop.is_set() or self._ended_s is not None:
-                raise UsageError("the run is ending; no source can be added")
-            taken = self._lanes.names_after(self._asked)
-            if isinstance(source, Camera) and source.name in taken:
-                raise UsageError(f"there is a source called {source.name} already; remove it first")
-            (opened,) = open_sources([source], taken=taken)
-            try:
-                check_name(opened.id)
-                self._check_lookahead(opened)
-            except BaseException:
-                opened.close()
-                raise
-            self._asked.append(opened)
-        self._lanes.wake.set()
-        return opened.id
+        return self._changes.add(source, self._check_lookahead)
 
     def remove(self, source_id: str) -> None:
         """Stop a source and let it go while the pipeline runs, from any thread.
@@ -194,12 +178,7 @@ class Pipeline:
         Raises:
             UsageError: there is no such source.
         """
-        with self._asking:
-            known = self._lanes.names_after(self._asked)
-            if source_id not in known:
-                raise UsageError(f"there is no source called {source_id}; there are: {', '.join(known) or 'none'}")
-            self._asked.append(source_id)
-        self._lanes.wake.set()
+        self._changes.remove(source_id)
 
     def summary(self) -> RunSummary:
         """What was measured so far."""
@@ -252,7 +231,7 @@ class Pipeline:
             return any(not lane.done for lane in self._lanes)
         if self.settings.keep_open and not len(self._lanes):
             return True
-        return bool(self._asked) or any(not lane.done for lane in self._lanes)
+        return bool(self._changes) or any(not lane.done for lane in self._lanes)
 
     def _end(self) -> None:
         """Stop all readers, and wait for them together."""
@@ -262,11 +241,8 @@ class Pipeline:
             source.stop()
         for source in self.sources:
             source.join(max(0.0, leave_s - time.monotonic()))
-        with self._asking:
-            self._ended_s = time.perf_counter()
-            for asked in self._asked:
-                if isinstance(asked, Source):
-                    asked.close()
+        self._changes.close()
+        self._ended_s = time.perf_counter()
 
     def _check(self) -> None:
         """Raise what must end the run."""
@@ -279,26 +255,24 @@ class Pipeline:
         if self._opened or self.settings.keep_trying or self._stop.is_set():
             return
         refused = [source.error for source in self.sources if source.refused]
-        if refused and len(refused) == len(self._lanes) and not self._asked:
+        if refused and len(refused) == len(self._lanes) and not self._changes:
             raise refused[0] or SourceError("no source could be opened")
 
     def _admit(self) -> Iterator[Result]:
         """Take in and let go what was asked for meanwhile, in that order."""
-        while self._asked:
-            asked = self._asked[0]
+        while self._changes:
+            asked = self._changes.first
             if isinstance(asked, str):
                 yield from self._let_go(asked)
             else:
                 self._take_in(asked)
 
     def _take_in(self, source: Source) -> None:
-        with self._asking:
-            self._asked.popleft()
-            before = self._gone.pop(source.id, None)
-            if before is not None:
-                source.epoch = before.epoch + 1
-            lane = self._lane(source)
-            self._lanes.add(lane)
+        before = self._gone.pop(source.id, None)
+        if before is not None:
+            source.epoch = before.epoch + 1
+        lane = self._lane(source)
+        self._changes.take_in(lane)
         self._begin(lane)
         log.info("%s: added", source.id, extra={"source": source.id})
 
@@ -309,12 +283,10 @@ class Pipeline:
         lane.source.stop()
         lane.source.ring.clear(Drop.STOPPED)
         yield from self._flush(lane)
-        with self._asking:
-            self._asked.popleft()
-            self._lanes.remove(source_id)
-            self._gone[source_id] = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
-            while len(self._gone) > _REMEMBERED:
-                del self._gone[next(iter(self._gone))]
+        self._gone[source_id] = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
+        while len(self._gone) > _REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+        self._changes.let_go(source_id)
         self._estimator.forget(source_id)
         self.metrics.forget(source_id)
         log.info("%s: removed", source_id, extra={"source": source_id})
