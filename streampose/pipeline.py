@@ -16,7 +16,7 @@ import numpy as np
 from streampose.changes import Changes
 from streampose.engines import Engine
 from streampose.errors import SourceError, StreamposeError, UsageError
-from streampose.estimator import Estimate, Estimator
+from streampose.estimator import LONGEST_GAP_S, Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
 from streampose.lanes import Lane, Lanes, Round
 from streampose.metrics import Metrics, RunSummary, SourceSummary
@@ -27,7 +27,7 @@ from streampose.ring import Drop
 from streampose.rounds import RoundSize
 from streampose.settings import Settings
 from streampose.skeleton import SKELETONS
-from streampose.sources import Camera, Outcome, Source
+from streampose.sources import Camera, Outcome, Source, Status
 from streampose.tracker import Tracker
 from streampose.types import Frame, PoseFrame
 
@@ -134,6 +134,9 @@ class Pipeline:
                 self._lanes.wake.clear()
                 yield from self._admit()
                 self._check()
+                for lane in self._lanes:
+                    if self._waits_in_vain(lane):
+                        yield from self._flush(lane)
                 if self._stop.is_set():
                     self._drain()
                 batch = self._take()
@@ -335,6 +338,14 @@ class Pipeline:
             yield self._result(estimate)
         for lane, _ in done.batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
+
+    def _waits_in_vain(self, lane: Lane) -> bool:
+        """Whether frames of a live source wait for others that do not come, or would come too late to support them."""
+        since_ns = self._estimator.waits_since_ns(lane.source.id)
+        if since_ns is None or not lane.source.live or lane.under_way or len(lane.source.ring):
+            return False
+        late = (time.monotonic_ns() - since_ns) / 1e9 > LONGEST_GAP_S
+        return late or lane.source.status is not Status.ONLINE
 
     def _flush(self, lane: Lane) -> Iterator[Result]:
         """The results of a source that wait for frames which will not come."""

@@ -152,6 +152,29 @@ def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
     assert all(feature is first[0][0] or np.array_equal(feature, first[0][0]) for feature in first[0])
 
 
+@pytest.mark.parametrize("outage", ["kill", "freeze"])
+def test_frames_that_wait_for_later_ones_do_not_wait_for_a_camera_that_is_gone(
+    own_server, engine, detector, outage: str
+) -> None:
+    """The run looks around ten times a second; what waits is due half a second after it was captured."""
+    engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
+    with Run(Pipeline(open_sources(cameras(own_server, "a")), engine, detector)) as run:
+        run.wait_for("a", 20)
+        source = run.source("a")
+        getattr(own_server, outage)()
+        wait_for(lambda: source.status is not Status.ONLINE)
+        wait_for(lambda: not run.pipeline._estimator._waiting.get("a"))
+        count, left = len(run.of("a")), source._index - source.ring.dropped
+        own_server.thaw() if outage == "freeze" else own_server.start()
+        run.wait_for("a", count + 20)
+    frames = run.of("a")
+    assert count == left, "every frame that was there before the camera went has its result"
+    assert ages_ms(frames[count - 2 : count]).max() < 2500
+    assert {frame.epoch for frame in frames[:count]} == {0}
+    indices = [frame.frame_index for frame in frames]
+    assert indices == sorted(set(indices))
+
+
 def test_when_no_camera_can_be_opened_the_run_ends_with_the_reason(engine, detector) -> None:
     asked = [f"rtsp://me:secret@127.0.0.1:{free_port()}/x", f"rtsp://127.0.0.1:{free_port()}/y"]
     with pytest.raises(SourceError, match="nothing listens") as failure:
