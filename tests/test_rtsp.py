@@ -338,6 +338,8 @@ def test_addresses_without_their_secrets() -> None:
     assert camera_id("rtsp://me:secret@10.0.0.5/Streaming/Channels/101?token=x") == "10.0.0.5-Channels-101"
     assert camera_id("rtsp://10.0.0.5:8554/user=admin&password=secret&channel=1/") == "10.0.0.5-8554"
     assert camera_id("rtsp://[::1]:554/a%20b") == "1-a-20b"
+    for ambiguous in ("rtsp://h:554/secret:a@x", "rtsp://me:12/34@h/x", "rtsp://me:p@h/x?secret@h"):
+        assert camera_id(ambiguous) == "camera"
     assert with_environment("rtsp://${A}@h/x", {"A": "u:p@/"}) == "rtsp://u%3Ap%40%2F@h/x"
     assert with_environment("${URL}", {"URL": "rtsp://u:p@h/x"}) == "rtsp://u:p@h/x"
     with pytest.raises(UsageError, match="variable PASS is not set"):
