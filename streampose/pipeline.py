@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector
 from streampose.redact import redact
 from streampose.regions import inside
-from streampose.ring import Drop
+from streampose.ring import Drop, FrameRing
 from streampose.rounds import RoundSize
 from streampose.settings import Settings
 from streampose.skeleton import SKELETONS
@@ -103,7 +103,7 @@ class Pipeline:
         self._lanes = Lanes()
         self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
         self._under_way: deque[Round] = deque()
-        self._gone: dict[str, SourceSummary] = {}
+        self._gone: dict[str, tuple[SourceSummary, FrameRing]] = {}
         self._changes = Changes(self._lanes, self._stop)
         for source in sources:
             self._lanes.add(self._lane(source))
@@ -193,7 +193,8 @@ class Pipeline:
             poses=self.metrics.count("poses"),
             seconds=ended_s - self._began_s if self._began_s is not None else 0.0,
             stages=self.metrics.stages(),
-            sources={**self._gone, **sources},
+            sources={name: replace(was, dropped=ring.drops) for name, (was, ring) in tuple(self._gone.items())}
+            | sources,
             batches=batches.count,
             people_per_batch=batches.sum / batches.count if batches.count else 0.0,
         )
@@ -273,7 +274,7 @@ class Pipeline:
     def _take_in(self, source: Source) -> None:
         before = self._gone.pop(source.id, None)
         if before is not None:
-            source.epoch = before.epoch + 1
+            source.epoch = before[0].epoch + 1
         lane = self._lane(source)
         self._changes.take_in(lane)
         self._begin(lane)
@@ -286,7 +287,9 @@ class Pipeline:
         lane.source.stop()
         lane.source.ring.clear(Drop.STOPPED)
         yield from self._flush(lane)
-        self._gone[source_id] = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
+        lane.source.metrics = Metrics()  # of a reader that still loads a picture
+        summary = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
+        self._gone[source_id] = summary, lane.source.ring
         while len(self._gone) > _REMEMBERED:
             del self._gone[next(iter(self._gone))]
         self._changes.let_go(source_id)
@@ -334,8 +337,7 @@ class Pipeline:
         self._round.learn(len(done.batch), time.perf_counter() - done.began_s)
         for lane, _ in done.batch:
             lane.under_way = False
-        for estimate in estimates:
-            yield self._result(estimate)
+        yield from self._results(estimates)
         for lane, _ in done.batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
 
@@ -349,10 +351,16 @@ class Pipeline:
 
     def _flush(self, lane: Lane) -> Iterator[Result]:
         """The results of a source that wait for frames which will not come."""
-        if lane.most_frames is not None and lane.frames >= lane.most_frames:
-            return
-        for estimate in self._estimator.flush(lane.source.id):
-            yield self._result(estimate)
+        yield from self._results(self._estimator.flush(lane.source.id))
+
+    def _results(self, estimates: Iterable[Estimate]) -> Iterator[Result]:
+        """The results of estimates; those of a source that has had its most are dropped and counted."""
+        for estimate in estimates:
+            lane = self._lanes[estimate.frame.source_id]
+            if lane.full:
+                lane.source.ring.count(Drop.STOPPED)
+                continue
+            yield self._result(lane, estimate)
 
     def _advance(self, lane: Lane, frame: Frame) -> tuple[Track, ...]:
         """The people to estimate in a source's next frame."""
@@ -367,9 +375,8 @@ class Pipeline:
             lane.since_detection, lane.detected_s = 0, frame.pts_s
         return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
 
-    def _result(self, estimate: Estimate) -> Result:
+    def _result(self, lane: Lane, estimate: Estimate) -> Result:
         frame = estimate.frame
-        lane = self._lanes[frame.source_id]
         people = lane.follower.settle(frame.pts_s, estimate.tracks, estimate.keypoints)
         if lane.regions and people:
             boxes = np.stack([pose.box for pose in people])
@@ -381,6 +388,7 @@ class Pipeline:
         self.metrics.add("poses", len(people))
         lane.frames += 1
         lane.people = len(people)
-        if lane.done:
+        if lane.full:
             lane.source.stop()
+            lane.source.ring.clear(Drop.STOPPED)
         return Result(frame, lane.poses(frame, people, self.skeleton.name, now_ns))

@@ -18,7 +18,7 @@ pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 from streampose.errors import SourceError, StreamposeError, UsageError
 from streampose.pipeline import Pipeline, Result
 from streampose.settings import Settings
-from streampose.sources import Camera, Source, Status, open_sources
+from streampose.sources import Camera, Outcome, Source, Status, open_sources
 from streampose.sources.reader import DisconnectedError, Picture
 from streampose.types import PoseFrame
 
@@ -297,6 +297,31 @@ class Scripted:
 
     def close(self) -> None:
         pass
+
+
+def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_for_nobody(
+    make_video, engine, detector
+) -> None:
+    loading, go = threading.Event(), threading.Event()
+
+    def load() -> np.ndarray:
+        loading.set()
+        assert go.wait(30)
+        return np.zeros((120, 160, 3), np.uint8)
+
+    def act() -> Iterator[Picture]:
+        yield Picture(load, 0.0, time.monotonic_ns(), 0.001)
+
+    source = Source("cam", "camera", connect=lambda: Scripted(act), live=True)
+    pipeline = Pipeline([source], engine, detector, Settings(keep_open=True))
+    with Run(pipeline):
+        assert loading.wait(20)
+        pipeline.remove("cam")
+        wait_for(lambda: not pipeline.sources)
+        go.set()
+        wait_for(lambda: source.outcome is not Outcome.OPEN)
+    assert pipeline.summary().sources["cam"].dropped == {"stopped": 1}
+    assert not [stage for stage, of in pipeline.metrics.histograms() if of == "cam"]
 
 
 def test_a_crash_of_a_reading_thread_ends_the_run_with_its_cause(make_video, engine, detector) -> None:
