@@ -299,9 +299,7 @@ class Scripted:
         pass
 
 
-def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_for_nobody(
-    make_video, engine, detector
-) -> None:
+def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_for_nobody(engine, detector) -> None:
     loading, go = threading.Event(), threading.Event()
 
     def load() -> np.ndarray:
