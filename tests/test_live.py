@@ -152,6 +152,26 @@ def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
     assert all(feature is first[0][0] or np.array_equal(feature, first[0][0]) for feature in first[0])
 
 
+def test_latency_is_back_to_normal_a_second_after_a_freeze_of_three(own_server, engine, detector) -> None:
+    with Run(Pipeline(open_sources(cameras(own_server, "a")), engine, detector)) as run:
+        wait_for(lambda: run.of("a") and run.of("a")[-1].clock == "rtcp")
+        run.wait_for("a", len(run.of("a")) + 30)
+        own_server.freeze()
+        frozen_s = time.monotonic()
+        try:
+            wait_for(lambda: time.monotonic() - frozen_s >= 3)
+        finally:
+            count = len(run.of("a"))
+            thawed_ns = time.monotonic_ns()
+            own_server.thaw()
+        run.wait_for("a", count + 45)
+    before, after = run.of("a")[count - 30 : count], run.of("a")[count:]
+    assert after[0].published_ns < thawed_ns + 1.5e9  # a second where the machine does nothing else
+    assert ages_ms(after).max() < 1000, "what was held back is never shown"
+    later = [frame for frame in after if frame.published_ns > thawed_ns + 1e9]
+    assert np.median(ages_ms(later)) < np.median(ages_ms(before)) + 150
+
+
 @pytest.mark.parametrize("outage", ["kill", "freeze"])
 def test_frames_that_wait_for_later_ones_do_not_wait_for_a_camera_that_is_gone(
     own_server, engine, detector, outage: str
@@ -358,7 +378,7 @@ def test_stopping_takes_less_than_two_seconds_whatever_blocks(make_video, engine
         began = time.monotonic()
         pipeline.stop()
         run.join()
-        assert time.monotonic() - began < 10  # two seconds on a machine that does nothing else
+        assert time.monotonic() - began < 4  # two seconds on a machine that does nothing else
     hang.set()
     summary = pipeline.summary().sources["clip"]
     assert summary.frames + sum(summary.dropped.values()) <= summary.frames + 5
