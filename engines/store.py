@@ -23,15 +23,20 @@ _RANK = ("tensorrt", "torch-tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def store() -> Path:
-    """The folder of the engines that were built here."""
+    """The folder of the engines that were built here; raises UsageError where none is named and the user has no
+    home."""
     chosen = os.environ.get("STREAMPOSE_ENGINES")
-    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "streampose" / "engines"
+    try:
+        return Path(chosen) if chosen else Path.home() / ".local" / "share" / "streampose" / "engines"
+    except RuntimeError:
+        raise UsageError("this user has no home folder; name one for engines in STREAMPOSE_ENGINES") from None
 
 
 def stored_bundles(name: str) -> list[tuple[Path, Manifest]]:
-    """Bundles of a model in the store, the fastest kind first; damaged ones are named in a warning and left out."""
+    """Bundles of a model in the store, the fastest kind first; damaged ones are named in a warning and left out. A
+    store that this user cannot have or look into holds none."""
     found = []
-    for path in sorted(store().glob(f"*/{FILE_NAME}")):
+    for path in _manifests():
         try:
             manifest = read_manifest(path.parent)
         except ModelError as error:
@@ -40,6 +45,17 @@ def stored_bundles(name: str) -> list[tuple[Path, Manifest]]:
         if manifest.kind == "pose" and manifest.name == name:
             found.append((path.parent, manifest))
     return sorted(found, key=lambda bundle: (_RANK.index(bundle[1].target), bundle[1].precision != "int8"))
+
+
+def _manifests() -> list[Path]:
+    """The manifests in the store."""
+    try:
+        return sorted(store().glob(f"*/{FILE_NAME}"))
+    except (OSError, UsageError) as error:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        level = logging.WARNING if os.environ.get("STREAMPOSE_ENGINES") else logging.INFO
+        log.log(level, "no engine that was built here can be found (%s)", text)
+        return []
 
 
 def choose_engine(model: str, backend: str = "auto", threads: int = 2) -> Engine:

@@ -172,6 +172,11 @@ class Screen:
         with self._lock:
             self._rows.setdefault(source, _Row()).state = state
 
+    def forget(self, source: str) -> None:
+        """The source was removed: it has no line any more."""
+        with self._lock:
+            self._rows.pop(source, None)
+
     def tick(self, summary: RunSummary | None = None) -> None:
         """Take in what was measured, and log the lines when it is time for them."""
         self._measured = summary or self._measured

@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +21,15 @@ from streampose.redact import redact
 from streampose.sources import Camera, Source
 
 LONGEST_REQUEST = 1 << 20
+MOST_REQUESTS = 64
+"""Requests at once; who asks for more is hung up on."""
 _ANSWER_S = 10.0
 _KINDS: dict[int, type[StreamposeError]] = {
     kind.exit_code: kind for kind in (UsageError, SourceError, ModelError, OutputError)
 }
 _LOOK_S = 0.1
 _REQUEST_S = 0.5
+_LEAVE_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,8 @@ def describe(source: Source) -> CameraState:
 
 
 class ControlServer:
-    """Answers requests for one pipeline. A context manager; one thread, one request at a time.
+    """Answers requests for one pipeline. A context manager; each request has a thread of its own, so that one that
+    takes long holds up neither the others nor the end of the run.
 
     Args:
         path: of the socket; one that a dead run left there is replaced.
@@ -111,6 +116,7 @@ class ControlServer:
         self._stop = threading.Event()
         self._socket = _listen(path)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._requests: list[threading.Thread] = []
 
     def __enter__(self) -> ControlServer:
         self._thread.start()
@@ -119,6 +125,9 @@ class ControlServer:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        leave_s = time.monotonic() + _LEAVE_S
+        for request in self._requests:
+            request.join(max(0.0, leave_s - time.monotonic()))
         self._socket.close()
         self.path.unlink(missing_ok=True)
 
@@ -128,14 +137,21 @@ class ControlServer:
             while not self._stop.is_set():
                 with contextlib.suppress(TimeoutError):
                     connection, _ = self._socket.accept()
-                    with connection:
-                        self._serve(connection)
+                    self._requests = [request for request in self._requests if request.is_alive()]
+                    if len(self._requests) >= MOST_REQUESTS:
+                        connection.close()
+                        continue
+                    request = threading.Thread(
+                        target=self._serve, args=(connection,), name="control-request", daemon=True
+                    )
+                    request.start()
+                    self._requests.append(request)
         except Exception as error:
             self._pipeline.fail(error)
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(_REQUEST_S)
-        with contextlib.suppress(OSError):  # whoever asked went away
+        with connection, contextlib.suppress(OSError):  # whoever asked went away
             line = _read_line(connection)
             connection.sendall(self._answer(line))
 
@@ -179,6 +195,10 @@ def ask(path: Path, request: Request) -> Answer:
             connection.connect(str(path))
             connection.sendall(msgspec.json.encode(request) + b"\n")
             answer = msgspec.json.decode(_read_line(connection), type=Answer)
+    except TimeoutError:
+        raise UsageError(
+            f"the run at {path} has not answered in {_ANSWER_S:.0f} s; it may still do what it was asked"
+        ) from None
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"no run answers at {path} ({getattr(error, 'strerror', None) or error}); "

@@ -119,6 +119,11 @@ class Estimator:
         """Estimate the frames of a source that wait for others, without waiting any longer."""
         return self._begin_fuse(self._waiting.pop(source_id, deque()))()
 
+    def waits_since_ns(self, source_id: str) -> int | None:
+        """Monotonic capture time of the newest frame of a source that waits for others; None where none does."""
+        waiting = self._waiting.get(source_id)
+        return waiting[-1][0].captured_ns if waiting else None
+
     def keep(self, source_id: str, keys: Iterable[int]) -> None:
         """Forget the windows of all tracks of a source but these and those that wait."""
         kept = {*keys, *(track.key for _, tracks in self._waiting.get(source_id, ()) for track in tracks)}

@@ -79,7 +79,12 @@ class Lane:
     @property
     def done(self) -> bool:
         """Nothing more comes of it."""
-        return self.source.finished or (self.most_frames is not None and self.frames >= self.most_frames)
+        return self.source.finished or self.full
+
+    @property
+    def full(self) -> bool:
+        """It has had its most results."""
+        return self.most_frames is not None and self.frames >= self.most_frames
 
     @property
     def ready(self) -> bool:

@@ -155,6 +155,10 @@ class Outlet:
             self._queue.append(parts)
         self._wake()
 
+    def forget(self, source: str) -> None:
+        """Greet nobody with a source any more, once what is queued of it so far has been sent; returns at once."""
+        self.send((b"", source.encode(), b""))
+
     def close(self, linger_s: float = 1.0) -> None:
         """Send what is queued, waiting at most `linger_s` for slow subscribers, and free the endpoint."""
         with self._lock:
@@ -268,6 +272,9 @@ class Outlet:
                     parts = self._queue.popleft()
                 else:
                     return
+            if not parts[0]:  # see `forget`
+                self._last = {topic: last for topic, last in self._last.items() if topic.partition(b".")[2] != parts[1]}
+                continue
             known = parts[0] in self._last or len(self._last) < len(_KEPT) * SOURCES_LIMIT
             if known and not parts[0].startswith(b"picture."):
                 self._last[parts[0]] = parts

@@ -7,29 +7,29 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from streampose.changes import Changes
 from streampose.engines import Engine
 from streampose.errors import SourceError, StreamposeError, UsageError
-from streampose.estimator import Estimate, Estimator
+from streampose.estimator import LONGEST_GAP_S, Estimate, Estimator
 from streampose.follower import Follower, Track, WholeFrame
 from streampose.lanes import Lane, Lanes, Round
 from streampose.metrics import Metrics, RunSummary, SourceSummary
 from streampose.people import Detector
 from streampose.redact import redact
 from streampose.regions import inside
-from streampose.ring import Drop
+from streampose.ring import Drop, FrameRing
 from streampose.rounds import RoundSize
 from streampose.settings import Settings
 from streampose.skeleton import SKELETONS
-from streampose.sources import Camera, Outcome, Source, open_sources
+from streampose.sources import Camera, Outcome, Source, Status
 from streampose.tracker import Tracker
 from streampose.types import Frame, PoseFrame
-from streampose.wire import check_name
 
 LONGEST_UNSEEN_S = 0.25
 """The detector looks at least this often, seconds of the source, however few of its frames are estimated."""
@@ -103,9 +103,8 @@ class Pipeline:
         self._lanes = Lanes()
         self._round = RoundSize(self.settings.batch_frames, self.settings.round_s)
         self._under_way: deque[Round] = deque()
-        self._gone: dict[str, SourceSummary] = {}
-        self._asking = threading.Lock()
-        self._asked: deque[Source | str] = deque()
+        self._gone: dict[str, tuple[SourceSummary, FrameRing]] = {}
+        self._changes = Changes(self._lanes, self._stop)
         for source in sources:
             self._lanes.add(self._lane(source))
 
@@ -135,6 +134,9 @@ class Pipeline:
                 self._lanes.wake.clear()
                 yield from self._admit()
                 self._check()
+                for lane in self._lanes:
+                    if self._waits_in_vain(lane):
+                        yield from self._flush(lane)
                 if self._stop.is_set():
                     self._drain()
                 batch = self._take()
@@ -171,22 +173,7 @@ class Pipeline:
             SourceError: a file is not there. A camera is connected to later, and for ever.
             ModelError: it wants more later frames than the engine looks at.
         """
-        with self._asking:
-            if self._stop.is_set() or self._ended_s is not None:
-                raise UsageError("the run is ending; no source can be added")
-            taken = self._lanes.names_after(self._asked)
-            if isinstance(source, Camera) and source.name in taken:
-                raise UsageError(f"there is a source called {source.name} already; remove it first")
-            (opened,) = open_sources([source], taken=taken)
-            try:
-                check_name(opened.id)
-                self._check_lookahead(opened)
-            except BaseException:
-                opened.close()
-                raise
-            self._asked.append(opened)
-        self._lanes.wake.set()
-        return opened.id
+        return self._changes.add(source, self._check_lookahead)
 
     def remove(self, source_id: str) -> None:
         """Stop a source and let it go while the pipeline runs, from any thread.
@@ -194,12 +181,7 @@ class Pipeline:
         Raises:
             UsageError: there is no such source.
         """
-        with self._asking:
-            known = self._lanes.names_after(self._asked)
-            if source_id not in known:
-                raise UsageError(f"there is no source called {source_id}; there are: {', '.join(known) or 'none'}")
-            self._asked.append(source_id)
-        self._lanes.wake.set()
+        self._changes.remove(source_id)
 
     def summary(self) -> RunSummary:
         """What was measured so far."""
@@ -211,7 +193,8 @@ class Pipeline:
             poses=self.metrics.count("poses"),
             seconds=ended_s - self._began_s if self._began_s is not None else 0.0,
             stages=self.metrics.stages(),
-            sources={**self._gone, **sources},
+            sources={name: replace(was, dropped=ring.drops) for name, (was, ring) in tuple(self._gone.items())}
+            | sources,
             batches=batches.count,
             people_per_batch=batches.sum / batches.count if batches.count else 0.0,
         )
@@ -252,7 +235,7 @@ class Pipeline:
             return any(not lane.done for lane in self._lanes)
         if self.settings.keep_open and not len(self._lanes):
             return True
-        return bool(self._asked) or any(not lane.done for lane in self._lanes)
+        return bool(self._changes) or any(not lane.done for lane in self._lanes)
 
     def _end(self) -> None:
         """Stop all readers, and wait for them together."""
@@ -262,11 +245,8 @@ class Pipeline:
             source.stop()
         for source in self.sources:
             source.join(max(0.0, leave_s - time.monotonic()))
-        with self._asking:
-            self._ended_s = time.perf_counter()
-            for asked in self._asked:
-                if isinstance(asked, Source):
-                    asked.close()
+        self._changes.close()
+        self._ended_s = time.perf_counter()
 
     def _check(self) -> None:
         """Raise what must end the run."""
@@ -279,26 +259,24 @@ class Pipeline:
         if self._opened or self.settings.keep_trying or self._stop.is_set():
             return
         refused = [source.error for source in self.sources if source.refused]
-        if refused and len(refused) == len(self._lanes) and not self._asked:
+        if refused and len(refused) == len(self._lanes) and not self._changes:
             raise refused[0] or SourceError("no source could be opened")
 
     def _admit(self) -> Iterator[Result]:
         """Take in and let go what was asked for meanwhile, in that order."""
-        while self._asked:
-            asked = self._asked[0]
+        while self._changes:
+            asked = self._changes.first
             if isinstance(asked, str):
                 yield from self._let_go(asked)
             else:
                 self._take_in(asked)
 
     def _take_in(self, source: Source) -> None:
-        with self._asking:
-            self._asked.popleft()
-            before = self._gone.pop(source.id, None)
-            if before is not None:
-                source.epoch = before.epoch + 1
-            lane = self._lane(source)
-            self._lanes.add(lane)
+        before = self._gone.pop(source.id, None)
+        if before is not None:
+            source.epoch = before[0].epoch + 1
+        lane = self._lane(source)
+        self._changes.take_in(lane)
         self._begin(lane)
         log.info("%s: added", source.id, extra={"source": source.id})
 
@@ -309,12 +287,12 @@ class Pipeline:
         lane.source.stop()
         lane.source.ring.clear(Drop.STOPPED)
         yield from self._flush(lane)
-        with self._asking:
-            self._asked.popleft()
-            self._lanes.remove(source_id)
-            self._gone[source_id] = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
-            while len(self._gone) > _REMEMBERED:
-                del self._gone[next(iter(self._gone))]
+        lane.source.metrics = Metrics()  # of a reader that still loads a picture
+        summary = replace(lane.summarise(self.metrics), outcome=str(Outcome.STOPPED))
+        self._gone[source_id] = summary, lane.source.ring
+        while len(self._gone) > _REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+        self._changes.let_go(source_id)
         self._estimator.forget(source_id)
         self.metrics.forget(source_id)
         log.info("%s: removed", source_id, extra={"source": source_id})
@@ -359,17 +337,30 @@ class Pipeline:
         self._round.learn(len(done.batch), time.perf_counter() - done.began_s)
         for lane, _ in done.batch:
             lane.under_way = False
-        for estimate in estimates:
-            yield self._result(estimate)
+        yield from self._results(estimates)
         for lane, _ in done.batch:
             self._estimator.keep(lane.source.id, lane.follower.keys)
 
+    def _waits_in_vain(self, lane: Lane) -> bool:
+        """Whether frames of a live source wait for others that do not come, or would come too late to support them."""
+        since_ns = self._estimator.waits_since_ns(lane.source.id)
+        if since_ns is None or not lane.source.live or lane.under_way or len(lane.source.ring):
+            return False
+        late = (time.monotonic_ns() - since_ns) / 1e9 > LONGEST_GAP_S
+        return late or lane.source.status is not Status.ONLINE
+
     def _flush(self, lane: Lane) -> Iterator[Result]:
         """The results of a source that wait for frames which will not come."""
-        if lane.most_frames is not None and lane.frames >= lane.most_frames:
-            return
-        for estimate in self._estimator.flush(lane.source.id):
-            yield self._result(estimate)
+        yield from self._results(self._estimator.flush(lane.source.id))
+
+    def _results(self, estimates: Iterable[Estimate]) -> Iterator[Result]:
+        """The results of estimates; those of a source that has had its most are dropped and counted."""
+        for estimate in estimates:
+            lane = self._lanes[estimate.frame.source_id]
+            if lane.full:
+                lane.source.ring.count(Drop.STOPPED)
+                continue
+            yield self._result(lane, estimate)
 
     def _advance(self, lane: Lane, frame: Frame) -> tuple[Track, ...]:
         """The people to estimate in a source's next frame."""
@@ -384,9 +375,8 @@ class Pipeline:
             lane.since_detection, lane.detected_s = 0, frame.pts_s
         return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
 
-    def _result(self, estimate: Estimate) -> Result:
+    def _result(self, lane: Lane, estimate: Estimate) -> Result:
         frame = estimate.frame
-        lane = self._lanes[frame.source_id]
         people = lane.follower.settle(frame.pts_s, estimate.tracks, estimate.keypoints)
         if lane.regions and people:
             boxes = np.stack([pose.box for pose in people])
@@ -398,6 +388,7 @@ class Pipeline:
         self.metrics.add("poses", len(people))
         lane.frames += 1
         lane.people = len(people)
-        if lane.done:
+        if lane.full:
             lane.source.stop()
+            lane.source.ring.clear(Drop.STOPPED)
         return Result(frame, lane.poses(frame, people, self.skeleton.name, now_ns))

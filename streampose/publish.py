@@ -133,6 +133,13 @@ class Publisher:
     ) -> None:
         self.close()
 
+    def forget(self, source: str) -> None:
+        """Tell future subscribers nothing of a source that is gone; its numbers go on, should it come back."""
+        with self._lock:
+            self._hellos.pop(source, None)
+            self._states.pop(source, None)
+            self._outlet.forget(source)
+
     def _describe(self, frame: PoseFrame) -> Hello:
         skeleton = SKELETONS[frame.skeleton]
         return Hello(

@@ -32,7 +32,7 @@ class Drop(StrEnum):
     FPS = "fps"
     """Above the frames a second that were asked for."""
     STOPPED = "stopped"
-    """It still waited when the time for draining was over."""
+    """It was read, and its source was done or stopped before its turn."""
 
 
 class FrameRing:

@@ -24,7 +24,7 @@ from streampose.pipeline import Pipeline, Result
 from streampose.publish import Publisher
 from streampose.settings import Settings
 from streampose.smoothing import Smoother, Smoothing
-from streampose.sources import PACES, Camera, open_sources
+from streampose.sources import PACES, Camera, open_sources, unique_name
 from streampose.ticker import Listener, Ticker
 from streampose.types import Frame, PoseFrame
 from streampose.wire import check_name
@@ -185,7 +185,7 @@ def run_pipeline(
         _serve(options, pipeline, stack)
         smoother = None if options.smooth is None else Smoother(options.smooth)
         stack.callback(lambda: watcher.end(pipeline.summary()))
-        stack.enter_context(Ticker(pipeline, watcher, publisher.set_state if publisher is not None else None))
+        stack.enter_context(Ticker(pipeline, watcher, publisher))
         results = stack.enter_context(closing(cast("Generator[Result]", pipeline.results())))
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
@@ -235,25 +235,30 @@ def _of_frame(put: Callable[[Frame], None]) -> Callable[[Result], None]:
 
 
 class _Overlays:
-    """One video a source, created with its first frame."""
+    """One video a source, created with its first frame, and finished with the next frame of any once it is removed. One
+    that comes back under the same name gets another file, `out-SOURCE-2.mp4`."""
 
     def __init__(self, path: Path, pipeline: Pipeline) -> None:
         self._path = path
         self._alone = len(pipeline.sources) == 1
         self._pipeline = pipeline
         self._writers: dict[str, OverlayWriter] = {}
-        self._stack = ExitStack()
+        self._names: set[str] = set()
 
     def write(self, result: Result) -> None:
         frame = result.frame
+        for gone in self._writers.keys() - {source.id for source in self._pipeline.sources}:
+            self._writers.pop(gone).close()
         writer = self._writers.get(frame.source_id)
         if writer is None:
             from streampose.render import OverlayWriter
 
-            path = _video_path(self._path, frame.source_id, self._alone and not self._writers)
+            path = _video_path(self._path, frame.source_id, self._alone and not self._names)
+            path = path.with_stem(unique_name(path.stem, self._names))
+            self._names.add(path.stem)
             fps = next((s.fps for s in self._pipeline.sources if s.id == frame.source_id), 0.0) or _FALLBACK_FPS
             writer = OverlayWriter(path, fps, (frame.height, frame.width))
-            self._writers[frame.source_id] = self._stack.enter_context(writer)
+            self._writers[frame.source_id] = writer
         writer.write(frame, result.poses)
 
     def __enter__(self) -> _Overlays:
@@ -262,4 +267,7 @@ class _Overlays:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        stack = ExitStack()
+        for writer in self._writers.values():
+            stack.push(writer)
+        stack.__exit__(kind, error, trace)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from streampose.notify import notify
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from streampose.messages import State
     from streampose.metrics import RunSummary
     from streampose.pipeline import Pipeline
+    from streampose.publish import Publisher
 
 LOOK_S = 0.1
 """How often the sources are looked at."""
@@ -37,6 +37,9 @@ class Listener(Protocol):
     def set_state(self, source: str, state: str) -> None:
         """What a source is doing."""
 
+    def forget(self, source: str) -> None:
+        """A source was removed, and its last state told."""
+
     def tick(self, summary: RunSummary) -> None:
         """Half a second went by; this is what was measured so far."""
 
@@ -44,12 +47,10 @@ class Listener(Protocol):
 class Ticker:
     """Tells a listener and the subscribers what each source does: ten times a second, and once more at the end."""
 
-    def __init__(
-        self, pipeline: Pipeline, listener: Listener, publish_state: Callable[[str, State], None] | None = None
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, listener: Listener, publisher: Publisher | None = None) -> None:
         self._pipeline = pipeline
         self._listener = listener
-        self._publish_state = publish_state
+        self._publisher = publisher
         self._known: dict[str, Status] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
@@ -78,15 +79,19 @@ class Ticker:
 
     def _look(self) -> None:
         now = {source.id: source.status for source in self._pipeline.sources}
-        for gone in self._known.keys() - now.keys():
-            now[gone] = Status.ENDED
+        removed = self._known.keys() - now.keys()
+        now |= dict.fromkeys(removed, Status.ENDED)
         for source, status in now.items():
             before = self._known.get(source)
             if status is before:
                 continue
             self._listener.set_state(source, str(status))
-            if self._publish_state is not None and status in _STATES:
-                self._publish_state(source, _STATES[status])
+            if self._publisher is not None and status in _STATES:
+                self._publisher.set_state(source, _STATES[status])
             if Status.STALLED in (status, before):
                 log.info("%s: %s", source, status, extra={"source": source})
-        self._known = {source.id: now[source.id] for source in self._pipeline.sources if source.id in now}
+        for source in removed:
+            self._listener.forget(source)
+            if self._publisher is not None:
+                self._publisher.forget(source)
+        self._known = {source: status for source, status in now.items() if source not in removed}

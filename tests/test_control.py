@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,10 @@ from streampose.pipeline import Pipeline
 from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import wait_for
+
+WRITERS: list[int] = []
 TESTSRC = "lavfi:testsrc2=size=160x120:rate=30"
 
 
@@ -48,8 +54,27 @@ def path(tmp_path: Path, pipeline: Pipeline) -> Iterator[Path]:
         yield server.path
 
 
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A pipe that nobody writes into; whoever reads from it waits until the test has ended."""
+    made = tmp_path / "pipe.mp4"
+    os.mkfifo(made)
+    yield made
+    while WRITERS:
+        os.close(WRITERS.pop())
+
+
 def names(path: Path) -> list[str]:
     return [camera.name for camera in ask(path, Request(do="list")).cameras]
+
+
+def opened_for_reading(pipe: Path) -> bool:
+    """Whether somebody reads from a pipe; whoever waited for a writer waits for a word of it from then on."""
+    try:
+        WRITERS.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def until(path: Path, wanted: list[str]) -> None:
@@ -150,6 +175,31 @@ def test_who_hangs_up_does_no_harm(path: Path) -> None:
             client.connect(str(path))
             client.sendall(b'{"do"')
     assert names(path) == ["one"]
+
+
+def test_a_source_that_hangs_while_it_is_opened_holds_up_nobody(pipe: Path, tmp_path: Path, pipeline: Pipeline) -> None:
+    server = ControlServer(tmp_path / "control.sock", pipeline).__enter__()
+    with pytest.raises(SourceError, match="neither a file nor a folder"):
+        ask(server.path, Request(do="add", camera=Camera(uri=str(pipe))))
+
+    def add() -> None:
+        with contextlib.suppress(StreamposeError):
+            ask(server.path, Request(do="add", camera=Camera(uri=f"lavfi:movie={pipe}", name="hangs")))
+
+    asking = threading.Thread(target=add, daemon=True)
+    asking.start()
+    wait_for(lambda: opened_for_reading(pipe))
+    assert names(server.path) == ["one"]
+    ask(server.path, Request(do="add", camera=Camera(uri=TESTSRC, name="two")))
+    until(server.path, ["one", "two"])
+    ask(server.path, Request(do="remove", name="two"))
+    until(server.path, ["one"])
+    assert asking.is_alive(), "it is still being opened"
+    pipeline.stop()
+    leaving = threading.Thread(target=server.__exit__, daemon=True)
+    leaving.start()
+    leaving.join(5)
+    assert not leaving.is_alive()
 
 
 def test_a_second_run_cannot_take_the_socket_but_a_dead_ones_is_replaced(path: Path, pipeline: Pipeline) -> None:

@@ -99,6 +99,22 @@ def test_max_frames_ends_each_source(make_video, engine, detector) -> None:
     assert pipeline.summary().sources["b"].outcome == "ended"
 
 
+@pytest.mark.parametrize("pace", ["fast", "live"])
+def test_max_frames_counts_what_it_leaves(make_video, engine, detector, pace: str) -> None:
+    """Also frames that wait for later ones, and one that the reader holds in its hands."""
+    engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
+    pipeline = Pipeline(
+        open_sources([str(make_video(frames=60, fps=100))], pace), engine, detector, Settings(max_frames=5)
+    )
+    source = pipeline.sources[0]
+    assert len(list(pipeline)) == 5
+    assert len(source.ring) == 0
+    summary = pipeline.summary().sources["clip"]
+    assert summary.frames == 5
+    assert summary.dropped["stopped"] >= 2, "two waited for later ones"
+    assert source._index == 5 + sum(summary.dropped.values())
+
+
 def test_later_supports_lose_no_frame(make_video, engine, detector, joints) -> None:
     engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
     results = list(Pipeline(open_sources([str(make_video(frames=15))]), engine, detector))

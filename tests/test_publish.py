@@ -105,6 +105,25 @@ def test_a_late_joiner_gets_hello_and_status_without_waiting_for_a_pose(publishe
     assert isinstance(decode(second.recv_multipart()), Hello)
 
 
+def test_nobody_is_greeted_with_a_source_that_is_gone_and_its_numbers_go_on(publisher, raw):
+    for source in ("gone", "there"):
+        publisher.publish(make_frame(source=source))
+        publisher.set_state(source, "online")
+    publisher.forget("gone")
+    with subscribe(publisher, mode="lossless") as first:
+        wait_until(lambda: first.receive(0) is None and first.states == {"there": "online"})
+        assert list(first.hellos) == ["there"]
+        publisher.publish(make_frame(1, source="gone"))
+        assert first.receive(WAIT_S).source == "gone"
+        assert set(first.hellos) == {"there", "gone"}, "what comes back says hello again"
+    second = raw(zmq.SUB)
+    second.connect(publisher.endpoint)
+    second.subscribe(b"pose.gone")
+    message = decode(second.recv_multipart())
+    assert isinstance(message, PoseMessage)
+    assert message.header.seq == 1
+
+
 def test_a_second_subscriber_to_the_same_topic_is_greeted_too(publisher, raw):
     publisher.publish(make_frame())
     for _ in range(2):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +15,16 @@ import av
 import pytest
 
 from streampose import pictures, runner
+from streampose.control import Request, ask
 from streampose.errors import ModelError, OutputError, SourceError, StreamposeError, UsageError
 from streampose.outlet import Outlet
 from streampose.publish import Publisher
 from streampose.runner import RunOptions, run_pipeline
+from streampose.sources import Camera
 from streampose.subscribe import Subscriber
+
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import wait_for
 
 WAIT_S = 10
 
@@ -27,6 +35,7 @@ class Notes:
     def __init__(self):
         self.frames = []
         self.states = {}
+        self.forgotten = []
         self.ticks = 0
         self.summary = None
 
@@ -35,6 +44,9 @@ class Notes:
 
     def set_state(self, source, state):
         self.states[source] = state
+
+    def forget(self, source):
+        self.forgotten.append(source)
 
     def tick(self, summary):
         assert summary.seconds > 0
@@ -123,6 +135,40 @@ def test_several_sources_get_a_video_each(make_video, tmp_path, notes, stop):
             stream = video.streams.video[0]
             assert (stream.width, stream.height) == size
             assert sum(1 for _ in video.decode(stream)) == frames
+
+
+def open_files():
+    """Names of the files that this process has open."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux, to see which files are open")
+def test_a_removed_source_leaves_every_output_and_comes_back_to_a_video_of_its_own(tmp_path, notes, stop):
+    asked = tuple(Camera(uri="lavfi:testsrc2=size=160x120:rate=30", name=name) for name in "ab")
+    options = RunOptions(asked, render=tmp_path / "out.mp4", control=tmp_path / "control.sock")
+    run = threading.Thread(target=run_pipeline, args=(options, notes, stop))
+    run.start()
+    try:
+        wait_for(lambda: {"a", "b"} <= {frame.source for frame in notes.frames})
+        ask(options.control, Request(do="remove", name="b"))
+        wait_for(lambda: notes.forgotten == ["b"])
+        wait_for(lambda: "out-b.mp4" not in open_files())
+        assert "out-a.mp4" in open_files()
+        assert notes.states["b"] == "ended"
+        before = sum(frame.source == "b" for frame in notes.frames)
+        ask(options.control, Request(do="add", camera=asked[1]))
+        wait_for(lambda: sum(frame.source == "b" for frame in notes.frames) > before)
+    finally:
+        stop.set()
+        run.join(WAIT_S)
+    assert not run.is_alive()
+    for name, frames in (("b", before), ("b-2", sum(frame.source == "b" for frame in notes.frames) - before)):
+        with av.open(str(tmp_path / f"out-{name}.mp4")) as video:
+            assert sum(1 for _ in video.decode(video=0)) == frames
 
 
 def test_an_output_that_fails_ends_the_run_and_frees_everything(make_video, notes, stop, heard):
@@ -217,7 +263,7 @@ def test_a_video_of_one_of_several_sources_never_overwrites_another(make_video, 
 def test_an_output_never_overwrites_a_picture_of_the_source(tmp_path: Path) -> None:
     picture = tmp_path / "004.jpg"
     picture.write_bytes(b"a picture")
-    with pytest.raises(UsageError, match="is in the source's folder"):
+    with pytest.raises(UsageError, match="lies in the source's folder"):
         RunOptions((str(tmp_path),), save=picture)
     RunOptions((str(tmp_path),), save=tmp_path / "people.jsonl")
 

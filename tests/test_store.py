@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from streampose.engines import cuda, load_engine, locate_bundle, onnxruntime_cud
 from streampose.engines.manifest import FILE_NAME, bundled_names, graph_files, sha256
 from streampose.engines.onnxruntime import OnnxRuntimeEngine
 from streampose.engines.parity import REFERENCE, check, compare, read_reference
-from streampose.engines.store import choose_engine, store, verify
+from streampose.engines.store import choose_engine, store, stored_bundles, verify
 from streampose.errors import ModelError, StreamposeError, UsageError
 
 if "lite" not in bundled_names():
@@ -46,6 +48,56 @@ def test_the_store_is_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.delenv("STREAMPOSE_ENGINES")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store() == tmp_path / ".local/share/streampose/engines"
+
+
+def test_a_store_that_cannot_be_looked_into_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STREAMPOSE_ENGINES", "/x" + "y" * 5000)
+    assert choose_engine("lite").manifest == read_manifest(locate_bundle("lite"))
+    assert "no engine that was built here can be found" in caplog.messages[0]
+    assert "File name too long" in caplog.messages[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_user_who_may_not_look_into_its_home_runs_the_bundled_model(tmp_path: Path) -> None:
+    """As a service with ProtectHome=yes."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o000)
+    tmp_path.chmod(0o755)
+    for environment in ({"HOME": str(home)}, {}):
+        assert as_user(4711, environment) == []
+
+
+def as_user(number: int, environment: dict[str, str]) -> list[object]:
+    """The bundles that a user of this number without an entry in passwd finds in the store."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            for name in ("HOME", "STREAMPOSE_ENGINES"):
+                os.environ.pop(name, None)
+            os.environ.update(environment)
+            os.setuid(number)
+            os.write(writing, repr(stored_bundles("lite")).encode())
+        except BaseException as error:
+            os.write(writing, repr(repr(error)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        answer = told.read()
+    os.waitpid(child, 0)
+    found: list[object] = ast.literal_eval(answer)
+    return found
+
+
+def test_where_to_build_needs_a_home_or_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STREAMPOSE_ENGINES")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(UsageError, match="no home folder; name one for engines in STREAMPOSE_ENGINES"):
+        store()
 
 
 def test_without_a_store_the_bundled_model_runs_and_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """Where frames come from: `open_source("rtsp://..." | "webcam:0" | "file.mp4" | "frames/" | "lavfi:..." | "demo")`."""
 
 from streampose.sources.camera import Camera, make_camera, read_cameras
-from streampose.sources.opening import PACES, open_source, open_sources
+from streampose.sources.opening import PACES, open_source, open_sources, unique_name
 from streampose.sources.reader import DecodeFailedError, DisconnectedError, Picture, Reader
 from streampose.sources.source import Outcome, Source, Status
 
@@ -19,4 +19,5 @@ __all__ = [
     "open_source",
     "open_sources",
     "read_cameras",
+    "unique_name",
 ]

@@ -72,8 +72,12 @@ def check_url(url: str) -> tuple[str, int]:
 
 
 def camera_id(url: str) -> str:
-    """A name for a camera, from its host, port and the plain parts of its path."""
+    """A name for a camera, from its host, port and the plain parts of its path; where an "@" after them may make all
+    of it a user and a password, from none of it."""
     host, port = check_url(url)
-    words = [word for word in urlsplit(url).path.split("/") if word and "=" not in word and "&" not in word]
+    parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:
+        return "camera"
+    words = [word for word in parts.path.split("/") if word and "=" not in word and "&" not in word]
     name = "-".join([host, *([str(port)] if port != _RTSP_PORT else []), *words[-2:]])
     return _UNSAFE.sub("-", name).strip("-.")[:100] or "camera"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -57,18 +57,18 @@ def open_source(source: str | Camera, pace: str = "auto", source_id: str | None 
     return Source(name or default_id, reader.name, reader=reader, live=live, camera=camera)
 
 
-def open_sources(sources: Sequence[str | Camera], pace: str = "auto", taken: Iterable[str] = ()) -> tuple[Source, ...]:
-    """Open several sources, all or none; those of the same name as another, or as one of `taken`, get -2, -3, ... after
-    it. Raises as `open_source`."""
+def open_sources(sources: Sequence[str | Camera], pace: str = "auto") -> tuple[Source, ...]:
+    """Open several sources, all or none; those of the same name as another get -2, -3, ... after it. Raises as
+    `open_source`."""
     if not sources:
         raise UsageError("no source given; try: --source demo")
-    names = set(taken)
+    names: set[str] = set()
     with ExitStack() as opening:
         opened: list[Source] = []
         for asked in sources:
             source = open_source(asked, pace)
             opening.callback(source.close)
-            source.id = _unique(source.id, names)
+            source.id = unique_name(source.id, names)
             names.add(source.id)
             opened.append(source)
         opening.pop_all()
@@ -115,6 +115,8 @@ def _open_reader(uri: str, hwaccel: str | None) -> tuple[Reader, str]:
 
 def _open_path(path: Path, hwaccel: str | None) -> tuple[Reader, str]:
     pictures = path.is_dir()
+    if not pictures and not path.is_file() and path.exists():  # reading from a pipe or a device may block for ever
+        raise SourceError(f"{path}: neither a file nor a folder")
     if pictures or (path.suffix.lower() in SUFFIXES and path.exists()):
         _refuse_hwaccel(hwaccel, str(path))
         return ImagesReader(path), path.resolve().name if pictures else path.stem
@@ -133,7 +135,8 @@ def _open_demo(hwaccel: str | None) -> FileReader:
     return FileReader(path, hwaccel)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique_name(name: str, taken: set[str]) -> str:
+    """The name, with -2, -3, ... after it where it is taken."""
     number, unique = 1, name
     while unique in taken:
         number += 1

@@ -272,6 +272,7 @@ class Source:
             captured_ns = picture.captured_ns or picture.arrived_ns
             if self.live and not reader.live:
                 if self._wait_until(start_ns, picture):
+                    self.ring.count(Drop.STOPPED)
                     return False
                 captured_ns = time.monotonic_ns()
             began = time.perf_counter()
@@ -294,6 +295,7 @@ class Source:
             self._pts_s = picture.pts_s + shift_s
             frame = Frame(image, self.id, index, self._pts_s, captured_ns, self.epoch, picture.clock)
             if not self.ring.put(frame, wait=not self.live):
+                self.ring.count(Drop.STOPPED)
                 return False
         return True
 
