@@ -122,10 +122,12 @@ def assert_same(found: list[NDArray[np.float32]], wanted: list[NDArray[np.float3
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
-        sure = other[..., 2] > 0.3
+        sure = other[..., 2] > SURE
         np.testing.assert_allclose(one[sure], other[sure], atol=0.05)
 
 
+SURE = 0.2
+"""On pictures of nothing the network is sure of little; what is below this jumps with the last digits of arithmetic."""
 PEOPLE = [1, 2, 1, 5, 2]  # five are more than a batch; every size comes again, as a recorded graph
 
 
@@ -137,7 +139,7 @@ def given(on_cpu: Engine) -> list[Round]:
 @pytest.fixture(scope="module")
 def wanted(on_cpu: Engine, given: list[Round]) -> list[NDArray[np.float32]]:
     found = by_one(on_cpu, given)
-    assert sum(int((keypoints[..., 2] > 0.3).sum()) for keypoints in found) > 30
+    assert sum(int((keypoints[..., 2] > SURE).sum()) for keypoints in found) > 30
     return found
 
 
