@@ -234,6 +234,8 @@ def _listen(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.is_socket():
             _remove_dead(path)
+        elif path.exists():
+            raise OutputError(f"{path} is there and no socket; name another place with --control")
         mask = os.umask(0o177)
         try:
             listener.bind(str(path))
