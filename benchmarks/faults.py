@@ -1,8 +1,8 @@
 """What faults cost: `python benchmarks/faults.py [--server files|gstreamer] [--repeat 5]`.
 
 A camera of a real RTSP server on this machine (30 fps, a key frame a second), through the bundled model; the server is
-killed and started again, frozen, and inference and the network made slower than the camera. Prints a line of JSON a
-fault, with the worst of all repetitions.
+killed and started again, frozen, inference and the network made slower than the camera, and the run ended. Prints a
+line of JSON a fault, with the worst of all repetitions.
 """
 
 from __future__ import annotations
@@ -166,7 +166,21 @@ def narrow(server: Server) -> dict[str, float]:
             }
 
 
-FAULTS = (connect, kill, freeze, overload, narrow)
+def drain(server: Server) -> dict[str, float]:
+    """The run is ended while inference is at a third of the camera's rate."""
+    with viewing(server.url, 0.085) as view:
+        view.more(30)
+        count = len(view.frames)
+        began = time.monotonic()
+        view.close()
+        return {
+            "ended_s": time.monotonic() - began,
+            "results_meanwhile": len(view.frames) - count,
+            "dropped_unestimated": view.source.ring.drops.get("stopped", 0),
+        }
+
+
+FAULTS = (connect, kill, freeze, overload, narrow, drain)
 
 
 def main() -> None:

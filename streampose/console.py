@@ -325,7 +325,7 @@ def camera_line(camera: CameraState, width: int = 16) -> str:
     age = f"{camera.age_s:.1f} s ago" if camera.age_s is not None else "no frame yet"
     why = f"  {camera.error}" if camera.error and camera.state in ("offline", "waiting") else ""
     return (
-        f"{camera.name:<{width}} {camera.state:<8} {camera.fps:>5.4g} fps  {age}, {dropped} dropped, "
+        f"{camera.name:<{width}} {camera.state:<8} {camera.fps:>5.4g} fps announced  {age}, {dropped} dropped, "
         f"{camera.reconnects} reconnects  {camera.uri}{why}\n"
     )
 

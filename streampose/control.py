@@ -40,7 +40,7 @@ class CameraState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name, uri: without credentials.
         state: waiting, online, stalled, offline or ended.
-        fps: nominal frames a second.
+        fps: frames a second that the source announces; not measured.
         epoch, reconnects: how often it began anew, and was connected to again.
         dropped: frames that were not estimated, by reason.
         age_s: since its last frame, seconds; None before the first.
@@ -234,6 +234,8 @@ def _listen(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.is_socket():
             _remove_dead(path)
+        elif path.exists():
+            raise OutputError(f"{path} is there and no socket; name another place with --control")
         mask = os.umask(0o177)
         try:
             listener.bind(str(path))

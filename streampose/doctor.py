@@ -29,6 +29,11 @@ _ENGINES = {
     "tensorrt-rtx": ("tensorrt_rtx", "pip install 'streampose[tensorrt-rtx]'"),
     "torch-tensorrt": ("torch_tensorrt", "pip install 'streampose[torch-tensorrt]'"),
 }
+_EXTRAS = {
+    "train": ("training and building engines", ("torch",)),
+    "record": ("recordings in Parquet", ("pyarrow",)),
+    "web": ("streampose view", ("starlette", "uvicorn", "websockets")),
+}
 _JITTER_SHARE = 0.5
 _LATE_MS = 500.0
 
@@ -89,10 +94,11 @@ def look_at_packages() -> Iterator[Finding]:
         text = f"{wanted.name} {version or 'is missing'}" + ("" if good else f", {wanted.specifier} is needed")
         mend = "" if good else f"pip install '{wanted}'"
         yield Finding(area="packages", verdict="ok" if good else "problem", text=text, mend=mend)
-    missing = find_spec("torch") is None
-    text = "training and building engines: " + ("torch is missing" if missing else "torch is there")
-    mend = "pip install 'streampose[train]'" if missing else ""
-    yield Finding(area="packages", verdict="note" if missing else "ok", text=text, mend=mend)
+    for extra, (what, modules) in _EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        text = f"{what}: {', '.join(missing)} missing" if missing else f"{what}: {', '.join(modules)} there"
+        mend = f"pip install 'streampose[{extra}]'" if missing else ""
+        yield Finding(area="packages", verdict="note" if missing else "ok", text=text, mend=mend)
 
 
 def look_at_codecs() -> Iterator[Finding]:
@@ -131,6 +137,7 @@ def look_at_gpu() -> Iterator[Finding]:
 
 def look_at_engines() -> Iterator[Finding]:
     """The bundled model, and which targets could be run here."""
+    from streampose.engines.onnxruntime_cuda import is_offered
     from streampose.engines.store import choose_engine, has_nvidia_gpu
 
     try:
@@ -147,6 +154,11 @@ def look_at_engines() -> Iterator[Finding]:
             if there:
                 mend = ""
             yield Finding(area="engines", verdict="ok" if there else "note", text=text, mend=mend)
+    offered = is_offered()
+    if offered or has_nvidia_gpu():
+        text = f"onnxruntime-cuda: this ONNX Runtime {'offers' if offered else 'has not'} the CUDA provider"
+        mend = "" if offered else "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        yield Finding(area="engines", verdict="ok" if offered else "note", text=text, mend=mend)
 
 
 def look_at_zeromq() -> Iterator[Finding]:

@@ -58,7 +58,9 @@ class _Figures(Collector):
         frames = CounterMetricFamily("streampose_frames", "Results of a source.", labels=["source"])
         drops = CounterMetricFamily("streampose_dropped", "Frames not estimated.", labels=["source", "reason"])
         reconnects = CounterMetricFamily("streampose_reconnects", "Connections after the first.", labels=["source"])
-        fps = GaugeMetricFamily("streampose_source_fps", "Nominal frames a second.", labels=["source"])
+        fps = GaugeMetricFamily(
+            "streampose_source_fps", "Frames a second that the source announces; not measured.", labels=["source"]
+        )
         age = GaugeMetricFamily("streampose_last_frame_age_seconds", "Since the last frame came.", labels=["source"])
         people = GaugeMetricFamily("streampose_people", "People in the last result.", labels=["source"])
         state = GaugeMetricFamily("streampose_source_state", "1 for what the source does.", labels=["source", "state"])

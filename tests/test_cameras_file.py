@@ -63,6 +63,8 @@ def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
         ('[[camera]]\nuri = "demo"\nregions = [[[0, 0], [1, 1]]]', "three corners"),
         ('[[camera]]\nuri = "demo"\nregions = [[[0, 0], [1, 1], [2, 0]]]', "in 0..1"),
         ('[[camera]]\nuri = "a"\nname = "x"\n[[camera]]\nuri = "b"\nname = "x"', "two cameras are called x"),
+        ('[[camera]]\nuri = "a"\n[[camera]]\nuri = "b"\nname = "yard"\nfps = 0', "toml: camera yard: .*fps is above 0"),
+        ('[[camera]]\nuri = "a"\n[[camera]]\nuri = "b"\nfast = 1', "toml: camera number 2: .*unknown field `fast`"),
         ("[[camera", "not TOML"),
     ],
 )

@@ -222,6 +222,9 @@ def test_a_place_that_cannot_be_is_an_output_error(tmp_path: Path, pipeline: Pip
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot make the control socket"):
         ControlServer(tmp_path / "file" / "control.sock", pipeline)
+    with pytest.raises(OutputError, match="file is there and no socket; name another place with --control"):
+        ControlServer(tmp_path / "file", pipeline)
+    assert (tmp_path / "file").is_file()
 
 
 def test_each_user_has_a_usual_place(monkeypatch) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from streampose import doctor
-from streampose.doctor import examine, look_at_packages, look_at_ports, look_at_source
-from streampose.errors import SourceError
+from streampose.doctor import examine, look_at_engines, look_at_packages, look_at_ports, look_at_source
+from streampose.engines import onnxruntime_cuda, store
+from streampose.errors import ModelError, SourceError
 from streampose.probe import probe
 from streampose.sources import Camera, Picture
 
@@ -48,6 +49,32 @@ def test_an_old_or_missing_package_comes_with_its_command(monkeypatch) -> None:
         "av is missing, >=17 is needed": "pip install 'av>=17'",
         "numpy 1.26.4, >=2 is needed": "pip install 'numpy>=2'",
     }
+
+
+def test_each_missing_extra_comes_with_its_command(monkeypatch) -> None:
+    real = doctor.find_spec
+    absent = {"torch", "pyarrow", "uvicorn"}
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in absent else real(name))
+    notes = {finding.mend: finding.text for finding in look_at_packages() if finding.verdict == "note"}
+    assert notes == {
+        "pip install 'streampose[train]'": "training and building engines: torch missing",
+        "pip install 'streampose[record]'": "recordings in Parquet: pyarrow missing",
+        "pip install 'streampose[web]'": "streampose view: uvicorn missing",
+    }
+
+
+@pytest.mark.parametrize(("offered", "verdict"), [(True, "ok"), (False, "note")])
+def test_onnx_runtime_on_cuda_is_looked_at_where_there_is_a_gpu(monkeypatch, offered: bool, verdict: str) -> None:
+    monkeypatch.setattr(store, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(store, "choose_engine", refuse)
+    monkeypatch.setattr(onnxruntime_cuda, "is_offered", lambda: offered)
+    (finding,) = [finding for finding in look_at_engines() if finding.text.startswith("onnxruntime-cuda")]
+    assert finding.verdict == verdict
+    assert ("onnxruntime-gpu" in finding.mend) is not offered
+
+
+def refuse(_: str) -> None:
+    raise ModelError("no engine is opened here")
 
 
 def test_a_port_in_use_is_named(monkeypatch) -> None:

@@ -124,6 +124,23 @@ def test_size_and_rate_are_asked_for() -> None:
         Webcam(WebcamOptions(3, (720, 9000)), Noted().open).connect()
 
 
+def test_another_rate_or_format_than_was_asked_for_is_named(caplog) -> None:
+    class Stubborn(Capture):
+        def set(self, key: int, value: float) -> bool:
+            return key not in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FOURCC) and super().set(key, value)
+
+    capture = Stubborn(Driver())
+    capture._values[cv2.CAP_PROP_FOURCC] = cv2.VideoWriter.fourcc(*"YUYV")
+    assert Webcam(WebcamOptions(3, fps=25.0, fourcc="MJPG"), lambda _: capture).connect().fps == 50
+    assert caplog.messages == [
+        "webcam:3: asked for MJPG, the camera chose YUYV",
+        "webcam:3: asked for 25 frames a second, the camera chose 50",
+    ]
+    caplog.clear()
+    Webcam(WebcamOptions(3, fps=25.0, fourcc="MJPG"), Driver().open).connect()
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("uri", "options"),
     [

@@ -93,7 +93,19 @@ def to_cameras(fields: dict[str, Any], where: str) -> tuple[Camera, ...]:
     try:
         return msgspec.convert(fields, _File).camera
     except (msgspec.ValidationError, UsageError) as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(f"{where}: {_which(fields)}{error}") from None
+
+
+def _which(fields: dict[str, Any]) -> str:
+    """Of several cameras the name, or the number, of the first that is wrong."""
+    tables = fields.get("camera")
+    for number, table in enumerate(tables if isinstance(tables, list) and len(tables) > 1 else (), 1):
+        try:
+            msgspec.convert(table, Camera)
+        except (msgspec.ValidationError, UsageError):
+            name = table.get("name") if isinstance(table, dict) else None
+            return f"camera {name}: " if isinstance(name, str) else f"camera number {number}: "
+    return ""
 
 
 def make_camera(**fields: Any) -> Camera:

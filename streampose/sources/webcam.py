@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -23,7 +24,10 @@ NOMINAL_FPS = 30.0
 FAILURES = 5
 """So many pictures in a row that cannot be read are a camera that is gone; single ones are damaged."""
 _OLDEST_S = 10.0
+_OTHER_RATE = 0.05
 _USE = "webcam:0, or as webcam:0?size=1280x720&fps=30&fourcc=MJPG"
+
+log = logging.getLogger(__name__)
 
 Open = Callable[[int | str], cv2.VideoCapture]
 
@@ -142,25 +146,37 @@ class Webcam:
         Raises:
             SourceError: it is not there, gives no picture, or cannot do what was asked.
         """
-        logging = cv2.utils.logging
-        level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # its own lines about a camera would stand beside ours
+        opencv = cv2.utils.logging
+        level = opencv.setLogLevel(opencv.LOG_LEVEL_SILENT)  # its own lines about a camera would stand beside ours
         try:
             capture = self._open(self._options.device)
         finally:
-            logging.setLogLevel(level)
+            opencv.setLogLevel(level)
         self._set(capture)
         return WebcamReader(self.name, capture)
 
     def _set(self, capture: cv2.VideoCapture) -> None:
-        """Ask for the format. Raises SourceError where the camera chose another size."""
+        """Ask for the format. Raises SourceError where the camera chose another size; another rate or format, which
+        change no result, are named in the log."""
         options = self._options
         if options.fourcc is not None:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*options.fourcc))
         if options.fps is not None:
             capture.set(cv2.CAP_PROP_FPS, options.fps)
-        if options.size is None or not capture.isOpened():
+        if not capture.isOpened():
             return
-        height, width = options.size
+        self._set_size(capture)
+        code, rate = int(capture.get(cv2.CAP_PROP_FOURCC)), float(capture.get(cv2.CAP_PROP_FPS))
+        chosen = code.to_bytes(4, "little").decode("latin-1") if 0 < code < 1 << 32 else None  # not all drivers tell
+        if options.fourcc is not None and chosen not in (None, options.fourcc):
+            log.warning("%s: asked for %s, the camera chose %s", self.name, options.fourcc, chosen)
+        if options.fps is not None and rate > 0 and abs(rate - options.fps) > _OTHER_RATE * options.fps:
+            log.warning("%s: asked for %g frames a second, the camera chose %g", self.name, options.fps, rate)
+
+    def _set_size(self, capture: cv2.VideoCapture) -> None:
+        if self._options.size is None:
+            return
+        height, width = self._options.size
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
         got = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
