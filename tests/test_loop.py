@@ -148,8 +148,8 @@ def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
     class Hanging(StripeTask):
         def losses(self, batch: Any) -> Any:
             if self.steps == 12:
-                os.kill(os.getpid(), signal.SIGINT)  # asks for a stop after this step, which never comes
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)  # asks for a stop after this step, which never comes
+                signal.raise_signal(signal.SIGINT)
                 pytest.fail("the second signal did nothing")
             return super().losses(batch)
 
