@@ -144,7 +144,7 @@ def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
         run.wait_for("a", len(run.of("a")) + 30)
     epochs = [frame.epoch for frame in run.of("a")]
     assert epochs == sorted(epochs)
-    assert {0, 1} <= set(epochs)  # and another one where the machine itself stood still for a second
+    assert set(epochs) == {0, 1}
     ids = defaultdict(set)
     for frame in run.of("a"):
         ids[frame.epoch].update(pose.track_id for pose in frame.people)
