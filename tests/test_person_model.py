@@ -263,6 +263,20 @@ def test_boxes_lie_on_the_people(mosaic: float) -> None:
         assert np.mean(off, axis=0).reshape(2, 2).mean(axis=0) == pytest.approx(0, abs=0.2)
 
 
+def test_a_part_without_people_touches_nobody() -> None:
+    groups = [([TALL, CROWD, EMPTY], 1)]
+    with_people = Mosaics(groups, 256, 0.0, seed=5)
+    parts = Mosaics(groups, 256, 0.0, seed=5, background=1.0)
+    empty = 0
+    for index in range(30):
+        sample = parts[index]
+        picture = sample["picture"]
+        if not sample["kinds"].any():
+            empty += bool(with_people[index]["kinds"].any())
+            assert (np.ptp(picture, axis=2) == 0).all() or not (painted(picture, 1) | painted(picture, 2)).any()
+    assert empty > 3
+
+
 def test_a_sample_depends_on_seed_and_number_alone() -> None:
     groups = [([TALL, EMPTY], 0.7), ([CROWD], 0.3)]
     once, again, other = (Mosaics(groups, 96, 0.5, seed) for seed in (5, 5, 6))

@@ -21,7 +21,7 @@ from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.people import letterbox
 from streampose.train.from_bundle import detector_of_bundle, is_bundle, settle
 from streampose.train.loop import Batch
-from streampose.train.pack import Clip, Still, read_clips, read_stills
+from streampose.train.pack import Clip, Person, Still, read_clips, read_stills
 from streampose.train.person_score import Scene, detect, score_scenes
 from streampose.train.recipe import PersonStage
 
@@ -32,6 +32,7 @@ LEVEL_RANGES_PX = ((0.0, 80.0), (48.0, 176.0), (112.0, 1e9))
 CENTRE_RADIUS = 1.5
 TURNED, TURN_DEG = 0.3, 25.0
 """Share of the pasted pictures that are turned, and by how much at most."""
+BACKGROUND_TRIES, BACKGROUND_LEAST_PX = 12, 64
 SHEET_PICTURES, SHEET_SCORE = 12, 0.4
 SETTLING_SAMPLES = 64
 """BatchNorm of a bundle's detector gets its statistics from so many samples."""
@@ -45,13 +46,21 @@ class Mosaics(Dataset[dict[str, Any]]):
     0 nothing.
     """
 
-    def __init__(self, groups: Sequence[tuple[Sequence[Scene], float]], size: int, mosaic: float, seed: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[tuple[Sequence[Scene], float]],
+        size: int,
+        mosaic: float,
+        seed: int,
+        background: float = 0.0,
+    ) -> None:
         self.groups = [list(scenes) for scenes, _ in groups]
         shares = np.array([share for _, share in groups])
         self.shares = shares / shares.sum()
         self.size = size
         self.mosaic = mosaic
         self.seed = seed
+        self.background = background
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
@@ -62,26 +71,52 @@ class Mosaics(Dataset[dict[str, Any]]):
             for low_x, high_x in ((0, middle[0]), (middle[0], self.size)):
                 for low_y, high_y in ((0, middle[1]), (middle[1], self.size)):
                     tile = np.array([low_x, low_y, high_x, high_y])
-                    people += _paste(canvas, tile, self._draw(rng), float(rng.uniform(0.9, 1.7)), rng)
+                    people += _paste(canvas, tile, *self._draw(rng), float(rng.uniform(0.9, 1.7)), rng)
         else:
             tile = np.array([0, 0, self.size, self.size])
-            people += _paste(canvas, tile, self._draw(rng), float(np.exp(rng.uniform(np.log(0.55), np.log(1.6)))), rng)
+            drawn = self._draw(rng)
+            zoom = float(np.exp(rng.uniform(np.log(0.55), np.log(1.6))))
+            people += _paste(canvas, tile, *drawn, zoom, rng)
         boxes = np.zeros((MOST_BOXES, 4), np.float32)
         kinds = np.zeros(MOST_BOXES, np.int64)
         for slot, (box, ignore) in enumerate(people[:MOST_BOXES]):
             boxes[slot], kinds[slot] = box, 2 if ignore else 1
         return {"picture": _shade(canvas, rng), "boxes": boxes, "kinds": kinds}
 
-    def _draw(self, rng: Rng) -> Scene:
+    def _draw(self, rng: Rng) -> tuple[NDArray[np.uint8], Sequence[Person]]:
         group = self.groups[int(rng.choice(len(self.groups), p=self.shares))]
-        return group[int(rng.integers(len(group)))]
+        scene = group[int(rng.integers(len(group)))]
+        image = scene.image()
+        if self.background and rng.random() < self.background:
+            empty = _without_people(image, scene.people, rng)
+            if empty is not None:
+                return empty, ()
+        return image, scene.people
+
+
+def _without_people(image: NDArray[np.uint8], people: Sequence[Person], rng: Rng) -> NDArray[np.uint8] | None:
+    """A part of the picture that touches nobody's box and no ignored region; None where none is found."""
+    size = np.array(image.shape[1::-1])
+    for share in rng.uniform(0.25, 0.6, BACKGROUND_TRIES):
+        side = size * share
+        low = rng.uniform(0, 1, 2) * (size - side)
+        if side.min() >= BACKGROUND_LEAST_PX and not any(
+            ((person.box[:2] < low + side) & (person.box[2:] > low)).all() for person in people
+        ):
+            (x1, y1), (x2, y2) = low.astype(int), (low + side).astype(int)
+            return image[y1:y2, x1:x2]
+    return None
 
 
 def _paste(
-    canvas: NDArray[np.uint8], tile: NDArray[np.int_], scene: Scene, zoom: float, rng: Rng
+    canvas: NDArray[np.uint8],
+    tile: NDArray[np.int_],
+    image: NDArray[np.uint8],
+    people: Sequence[Person],
+    zoom: float,
+    rng: Rng,
 ) -> list[tuple[NDArray[np.float32], bool]]:
-    """Draw a scene into a tile (xyxy) of the canvas at `zoom` times the scale that fits; returns its boxes there."""
-    image = scene.image()
+    """Draw a picture into a tile (xyxy) of the canvas at `zoom` times the scale that fits; returns its boxes there."""
     height, width = image.shape[:2]
     room = tile[2:] - tile[:2]
     scale = zoom * min(room[0] / width, room[1] / height)
@@ -99,7 +134,7 @@ def _paste(
         image, local, (int(room[0]), int(room[1])), flags=cv2.INTER_LINEAR, borderValue=(GREY, GREY, GREY)
     )
     found = []
-    for person in scene.people:
+    for person in people:
         middle, half = (person.box[:2] + person.box[2:]) / 2, (person.box[2:] - person.box[:2]) / 2
         middle, half = matrix[:, :2] @ middle + matrix[:, 2], np.hypot(*(matrix[:, :2] * half).T)
         box = np.concatenate([middle - half, middle + half])
@@ -280,7 +315,7 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
             groups.append((scenes_of_clips(read_clips(data, "train"), stage.clip_every), share))
         else:
             groups.append((scenes_of(read_stills(data, "train", [name])), share))
-    pictures = Mosaics(groups, stage.size, stage.mosaic, stage.loop.seed)
+    pictures = Mosaics(groups, stage.size, stage.mosaic, stage.loop.seed, stage.background)
     if bundle:
         frames = [normalise(torch.from_numpy(pictures[index]["picture"][None])) for index in range(SETTLING_SAMPLES)]
         settle(model, lambda: [model(frame) for frame in frames])

@@ -140,6 +140,7 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
         frozen_stages, trunk_lr: as in `EncoderStage`.
         clip_every: take every n-th frame of the clips.
         mosaic: share of the samples that are put together from four pictures.
+        background: share of the pictures of which only a part without people is taken, enlarged.
         weights: as in the other stages; "" for ImageNet weights of the trunk.
     """
 
@@ -151,11 +152,12 @@ class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown
     trunk_lr: float = 0.5
     clip_every: int = 5
     mosaic: float = 0.4
+    background: float = 0.0
     weights: str = ""
 
     def __post_init__(self) -> None:
         _check_shares(self.shares)
-        _check_numbers("stage", {"mosaic": self.mosaic}, 1.0)
+        _check_numbers("stage", {"mosaic": self.mosaic, "background": self.background}, 1.0)
         if self.size < 32 or self.size % 32 or self.clip_every < 1:
             raise ValueError(
                 f"size is divisible by 32 and clip_every at least 1, got {self.size} and {self.clip_every}"
