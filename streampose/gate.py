@@ -49,17 +49,21 @@ class Gate:
             self.socket.send_multipart([b"1.0", *request[1:2], b"500", b"not ZAP 1.0", b"", b""])
             return
         mechanism, credentials = (request[5], request[6:]) if len(request) > 5 else (b"", [])
-        name = None
+        name, public = None, ""
         if mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32:
             public = z85.encode(credentials[0]).decode()
             name = self._allowed.name_of(public)
             self._tell(public, name, request[3].decode(errors="replace"))
-        verdict = [b"200", b"OK", name.encode(), b""] if name is not None else [b"400", b"key not allowed", b"", b""]
+        verdict = [b"200", b"OK", public.encode(), b""] if name is not None else [b"400", b"key not allowed", b"", b""]
         self.socket.send_multipart([b"1.0", request[1], *verdict])
 
     def has_revoked(self) -> bool:
         """Whether a key has left the allow list since the last look."""
         return self._allowed.refresh()
+
+    def allows(self, public: str) -> bool:
+        """Whether a public key (in Z85: the user id of its connections) is on the allow list, as last looked at."""
+        return self._allowed.name_of(public) is not None
 
     def close(self) -> None:
         """Close the socket."""

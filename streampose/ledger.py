@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streampose.messages import SOURCES_LIMIT, PoseHeader
+from streampose.messages import SOURCES_LIMIT, Hello, PoseHeader, Status
 
 
 class Ledger:
@@ -17,6 +17,7 @@ class Ledger:
         self.received: dict[str, int] = {}
         self.missed: dict[str, int] = {}
         self._last: dict[str, tuple[str, int]] = {}
+        self._said: dict[tuple[type, str], Hello | Status] = {}
 
     def enter(self, header: PoseHeader) -> int | None:
         """Enter one pose.
@@ -36,3 +37,11 @@ class Ledger:
         self.received[source] = self.received.get(source, 0) + 1
         self.missed[source] = self.missed.get(source, 0) + missed
         return missed
+
+    def is_news(self, message: Hello | Status) -> bool:
+        """Whether a source says something else now than in its hello or status before, and is not one too many."""
+        key = type(message), message.source
+        if self._said.get(key) == message or (key not in self._said and len(self._said) >= 2 * SOURCES_LIMIT):
+            return False
+        self._said[key] = message
+        return True

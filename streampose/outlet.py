@@ -15,6 +15,7 @@ from types import TracebackType
 
 import zmq
 
+from streampose.audience import TOPICS_LIMIT, Audience
 from streampose.endpoint import Endpoint, to_publish_at
 from streampose.errors import OutputError, StreamposeError
 from streampose.gate import Gate
@@ -32,9 +33,15 @@ _REQUEST_LIMIT = 1024
 _REQUESTS = 1000
 _HANDSHAKE_MS = 5000
 _LOOK_S = 0.5
-_REBIND_S = 5.0
+_GREET_S, _GREETINGS, _GREETED = 0.02, 10, 400
+"""Time between two greetings, which all get who subscribe to the same, on average; how many may follow one another at
+once; and how many messages one brings at most: fewer than a subscriber's socket holds."""
 _KEPT = (b"hello", b"status", b"pose")
 """Kinds of messages of which a new subscriber gets the last one of each source, in this order."""
+_BEAT = b"heartbeat"
+_ROUND_BEATS = 10
+"""Heartbeats in which each source's last hello and status are sent once more, in turn: nobody notices their loss."""
+_COMPLAINTS = 100
 
 
 class Outlet:
@@ -42,7 +49,8 @@ class Outlet:
 
     One thread owns the socket. `send` only queues, from any thread; where the queue is full, the oldest pose or picture
     is dropped and counted. Of hello and status the newest of each source always goes out. A subscriber that does not
-    keep up loses messages alone: at most `QUEUE_LIMIT` wait for it.
+    keep up loses messages alone: at most `QUEUE_LIMIT` wait for it. Who sends what is no subscription, or too many,
+    is cut off, and so is whose key is revoked; nobody else's connection is touched.
 
     Args:
         endpoint: `tcp://HOST:PORT`; with `*` for PORT any free one, see `endpoint`.
@@ -54,7 +62,7 @@ class Outlet:
     Attributes:
         endpoint: where it listens.
         run_id: another one each time.
-        subscribed: set once somebody has subscribed to something.
+        subscribed: set once somebody has subscribed to poses.
 
     Raises:
         UsageError: the endpoint is none, or needs keys; there are no keys in the folder.
@@ -81,11 +89,14 @@ class Outlet:
         self._last: dict[bytes, Parts] = {}
         self._dropped = 0
         self._looks: frozenset[bytes] = frozenset()
-        self._lookers: dict[bytes, set[Peer]] = {}
+        self._audience = Audience()
         self._on_looks: Callable[[frozenset[bytes]], None] | None = None
         self._closing = False
-        self._stray = False
-        self._unbound = False
+        self._out_of_step = False
+        self._greet_s = 0.0
+        self._owed: deque[bytes] = deque()
+        self._beats = 0
+        self._complaints = 0
         self._context = zmq.Context()
         self._gate: Gate | None = None
         try:
@@ -201,24 +212,26 @@ class Outlet:
     def _serve(self) -> None:
         """The thread: everything that touches the sockets between bind and close."""
         poller = self._poller()
-        beat_at = look_at = time.monotonic()
+        beat_s = look_s = time.monotonic()
         while True:
-            wait_s = max(0.0, min(beat_at, look_at) - time.monotonic())
-            ready = dict(poller.poll(math.ceil(wait_s * 1000)))
+            now_s = time.monotonic()
+            rests = now_s < self._greet_s
+            poller.register(self._socket, 0 if rests or self._owed else zmq.POLLIN)
+            until_s = min(beat_s, look_s, self._greet_s if rests else math.inf)
+            ready = dict(poller.poll(math.ceil(max(0.0, until_s - now_s) * 1000)))
             if self._wake_out.fileno() in ready:
                 self._wake_out.recv(4096)
             if self._gate is not None and self._gate.socket in ready:
                 self._gate.answer()
-            if self._socket in ready:
+            if self._socket in ready or (self._owed and not rests):
                 self._greet()
-            if time.monotonic() >= look_at:
-                look_at = time.monotonic() + _LOOK_S
-                if why := self._why_anew():
-                    self._begin_anew(why)
-                    poller = self._poller()
-            if time.monotonic() >= beat_at:
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + _LOOK_S
+                self._look()
+            if time.monotonic() >= beat_s:
                 self._beat()
-                beat_at = time.monotonic() + self._heartbeat_s
+                self._repeat()
+                beat_s = time.monotonic() + self._heartbeat_s
             closing = self._closing
             self._flush()
             if closing:
@@ -226,42 +239,27 @@ class Outlet:
 
     def _poller(self) -> zmq.Poller:
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_out, zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.socket, zmq.POLLIN)
         return poller
 
-    def _why_anew(self) -> str:
-        """Why all connections have to end, "" where they need not."""
+    def _look(self) -> None:
+        """Cut off those whose keys have been revoked, and forget those who are gone."""
         if self._gate is not None and self._gate.has_revoked():
-            return "a key was revoked"
-        if self._stray:
-            return "somebody sent what is no subscription, after which ZeroMQ cannot tell whose the next ones are"
-        return "the endpoint is free again" if self._unbound else ""
+            for peer, connection in self._audience:
+                if not self._gate.allows(connection.key):
+                    self._cut_off(peer, f"its key {connection.key} was revoked")
+        self._audience.sweep()
+        self._tell_looks()
 
-    def _begin_anew(self, why: str) -> None:
-        """End all connections, since ZeroMQ can end no single one; those still allowed come back by themselves."""
-        self._socket.close(0)
-        self._stray = False
-        self._lookers.clear()
-        self._set_looks(frozenset())
-        until = time.monotonic() + (0 if self._unbound else _REBIND_S)  # the old socket goes in its own time
-        while True:
-            try:
-                self._socket = self._bind(self.endpoint)
-            except OutputError as error:
-                if time.monotonic() < until:
-                    threading.Event().wait(0.005)
-                    continue
-                if not self._unbound:
-                    log.error("%s: %s; nothing is published until that is possible again", why, error)
-                self._socket = self._context.socket(zmq.XPUB)
-                self._unbound = True
-            else:
-                log.info("%s: all subscribers have to connect again", why)
-                self._unbound = False
-            return
+    def _cut_off(self, peer: Peer, why: str) -> None:
+        peer.disconnect()
+        self._audience.let_go(peer)
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS:
+            last = "; those after it are cut off without a word" if self._complaints == _COMPLAINTS else ""
+            log.warning("cut off a subscriber, %s: %s%s", peer.host, why, last)
 
     def _flush(self) -> None:
         while True:
@@ -284,51 +282,88 @@ class Outlet:
         beat = Heartbeat(schema=SCHEMA, run_id=self.run_id, sent_ns=time.monotonic_ns())
         self._socket.send_multipart(encode_heartbeat(beat))
 
+    def _repeat(self) -> None:
+        """Send this heartbeat's share of the last hellos and states once more."""
+        said = [parts for topic, parts in self._last.items() if topic.startswith((b"hello.", b"status."))]
+        self._beats += 1
+        for parts in said[self._beats % _ROUND_BEATS :: _ROUND_BEATS]:
+            self._socket.send_multipart(parts)
+
     def _greet(self) -> None:
-        """Answer all new subscriptions at once with the last hellos, states and poses, and a heartbeat."""
+        """Answer all new subscriptions at once with the last hellos, states and poses, and a heartbeat.
+
+        What one greeting does not hold is owed to the next ones, before any other request is heard.
+        """
+        if not self._owed:
+            asked = tuple(self._take_requests())
+            self._tell_looks()
+            if not asked:
+                return
+            if any(topic.startswith(b"pose.") or b"pose.".startswith(topic) for topic in asked):
+                self.subscribed.set()
+            for kind in _KEPT:
+                self._owed += [topic for topic in self._last if topic.startswith(kind) and topic.startswith(asked)]
+            if b"heartbeat".startswith(asked):
+                self._owed.append(_BEAT)
+        for _ in range(min(_GREETED, len(self._owed))):
+            topic = self._owed.popleft()
+            if topic == _BEAT:
+                self._beat()
+            elif topic in self._last:
+                self._socket.send_multipart(self._last[topic])
+        now_s = time.monotonic()
+        rested_s = now_s if self._owed else max(self._greet_s, now_s - _GREETINGS * _GREET_S)
+        self._greet_s = rested_s + _GREET_S
+
+    def _take_requests(self) -> set[bytes]:
+        """Carry out the subscriptions and cancels that wait; returns the topics to be answered.
+
+        ZeroMQ applies each to the connection that it thinks the request came from. What is no request at all brings
+        that out of step, until nothing waits any more: whoever sent it is cut off, and so is whose requests follow.
+        """
         asked = set()
+        went = False
         for _ in range(_REQUESTS):
             try:
                 message = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._out_of_step = False
                 break
             request, peer = message.bytes, peer_of(message, self._port)
-            topic, wanted = request[1:], request[:1] == b"\x01"
+            went |= peer is None
             if request[:1] not in (b"\x00", b"\x01"):
-                self._stray = True
-                continue
-            self._socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
-            if topic.startswith(b"picture."):
-                self._note_look(topic, peer, wanted)
-            if wanted:
-                asked.add(topic)
-        self._set_looks(frozenset(self._lookers))
-        if not asked:
-            return
-        self.subscribed.set()
-        beginnings = tuple(asked)
-        for kind in _KEPT:
-            for topic, parts in self._last.items():
-                if topic.startswith(kind) and topic.startswith(beginnings):
-                    self._socket.send_multipart(parts)
-        if b"heartbeat".startswith(beginnings):
-            self._beat()
+                self._out_of_step = True
+                if peer is not None:
+                    self._cut_off(peer, "it sent what is no subscription")
+            elif peer is not None and self._out_of_step:
+                self._cut_off(peer, "it subscribed just after another one had sent what is no subscription")
+            elif peer is not None and self._carry_out(request, peer, message):
+                asked.add(request[1:])
+        if went:
+            self._audience.sweep(at_once=True)
+        return asked
 
-    def _note_look(self, topic: bytes, peer: Peer | None, wanted: bool) -> None:
-        """Keep whom pictures are for. A connection may ask twice and cancel once, or go without a word of its own."""
-        known = self._lookers.get(topic, set())
-        if wanted and peer is not None and (known or len(self._lookers) < SOURCES_LIMIT):
-            known.add(peer)
-        elif not wanted and peer is not None:
-            known.discard(peer)
-        else:
-            known = {looker for looker in known if looker.is_connected}
-        if known:
-            self._lookers[topic] = known
-        else:
-            self._lookers.pop(topic, None)
+    def _carry_out(self, request: bytes, peer: Peer, message: zmq.Frame) -> bool:
+        """Carry out one request; returns whether it is to be answered."""
+        topic, wanted = request[1:], request[:1] == b"\x01"
+        key = "" if self._gate is None else str(message.get("User-Id"))
+        if self._gate is not None and not self._gate.allows(key):
+            self._cut_off(peer, f"its key {key} was revoked")
+            return False
+        connection = self._audience.of(peer, key)
+        if not wanted:
+            self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
+            connection.topics.discard(topic)
+            return False
+        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
+        connection.topics.add(topic)
+        new = connection.is_new(topic)
+        if connection.asks_too_much:
+            self._cut_off(peer, f"it subscribed to more than {TOPICS_LIMIT} topics")
+        return new
 
-    def _set_looks(self, looks: frozenset[bytes]) -> None:
+    def _tell_looks(self) -> None:
+        looks = self._audience.looks()
         if looks != self._looks:
             self._looks = looks
             if self._on_looks is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import zmq
@@ -23,10 +23,22 @@ class Peer:
     address: object
 
     @property
+    def host(self) -> str:
+        """Of the other end."""
+        return str(self.address[0]) if isinstance(self.address, tuple) else str(self.address)
+
+    @property
     def is_connected(self) -> bool:
         """Whether this connection still stands."""
         with _borrow(self.fd) as connection:
             return connection is not None and _address_of(connection) == self.address
+
+    def disconnect(self) -> None:
+        """End this connection, if it still stands; ZeroMQ notices, and tells the other end nothing."""
+        with _borrow(self.fd) as connection:
+            if connection is not None and _address_of(connection) == self.address:
+                with suppress(OSError):  # it has ended in between
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def peer_of(message: zmq.Frame, port: int) -> Peer | None:

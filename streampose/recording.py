@@ -30,7 +30,6 @@ from streampose.messages import (
     PoseMessage,
     Score,
     State,
-    Status,
 )
 from streampose.types import Pose, PoseFrame
 from streampose.wire import MessageError, decode
@@ -148,9 +147,9 @@ def to_item(received_ns: int, parts: list[bytes], ledger: Ledger, source: str | 
             return None
         frame = dataclasses.replace(message.frame, missed=missed)
         return Entry(received_ns, header.run_id, header.seq, frame, header.offsets, header.smoothed)
-    if isinstance(message, Status):
-        return StateChange(received_ns, message.source, message.state)
-    return message
+    if not ledger.is_news(message):
+        return None
+    return message if isinstance(message, Hello) else StateChange(received_ns, message.source, message.state)
 
 
 def to_recorded_line(entry: Entry) -> bytes:

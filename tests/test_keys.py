@@ -83,7 +83,7 @@ def test_a_key_is_not_used_in_the_clear(tmp_path, folder):
     assert took_s < PROMPT_S
 
 
-def test_a_revoked_subscriber_is_cut_off_and_the_others_come_back(secured, folder, tmp_path):
+def test_a_revoked_subscriber_is_cut_off_and_the_others_notice_nothing(secured, folder, tmp_path):
     with (
         Subscriber(secured.endpoint, key=tmp_path / "tablet.key") as tablet,
         Subscriber(secured.endpoint, key=tmp_path / "robot.key") as robot,
@@ -95,13 +95,9 @@ def test_a_revoked_subscriber_is_cut_off_and_the_others_come_back(secured, folde
         with pytest.raises(KeyRefusedError, match="'tablet'"):
             all(tablet)  # for ever, but for the error
         assert time.monotonic() - began < 3
-        while robot.reconnections == 0:
-            got.append(robot.receive(WAIT_S))
-        got.append(robot.receive(WAIT_S))
-        missed = robot.missed["cam"]
-    numbers = [frame.frame_index for frame in got]
-    assert numbers == sorted(set(numbers))
-    assert missed == numbers[-1] - numbers[0] + 1 - len(numbers)
+        got += [robot.receive(WAIT_S) for _ in range(50)]
+        assert robot.reconnections == 0
+        assert robot.missed == {"cam": sum(frame.missed for frame in got)}
     add_key(folder, "tablet", tmp_path / "tablet2.key")
     with Subscriber(secured.endpoint, key=tmp_path / "tablet2.key") as stream:
         assert stream.receive(WAIT_S)
