@@ -76,11 +76,11 @@ def test_following_the_labels_costs_nothing_and_trembling_costs() -> None:
     window = batch(range(6))
     seen = list(views(window, torch.zeros(6, 6, 1, 1, 1), OFFSETS))
     exact = [view.points for view in seen]
-    assert float(tremble_loss(exact, seen, window["side"])) < 0.2
+    assert float(tremble_loss(exact, seen, window["side"])) < 0.3  # log(1 + 0.2 % / 0.5 %)
     shifted = [view.points + 5 for view in seen]
-    assert float(tremble_loss(shifted, seen, window["side"])) < 1.5
+    assert float(tremble_loss(shifted, seen, window["side"])) < 1.4  # 1.5 %: crops turn
     jump = [exact[0], exact[1] + 5, exact[2]]
-    assert float(tremble_loss(jump, seen, window["side"])) > 5
+    assert float(tremble_loss(jump, seen, window["side"])) > 2.4  # 5 %
 
 
 def test_labels_of_all_frames_follow_the_person_through_every_variation() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 FRAMES = 3
 """A path's bend is seen over three frames."""
 BEND = (1.0, -2.0, 1.0)
-LARGEST = 20.0
+KNEE = 0.5
+"""Bends below this, in percent of the box, count nearly in full, larger ones less and less: small ones are flicker."""
 
 
 class View(NamedTuple):
@@ -61,14 +62,15 @@ def tremble_loss(points: Sequence[Tensor], seen: Sequence[View], side: Tensor) -
         side: (B,) longer side of the person's box, in pixels of the newest frame's crop.
 
     Returns:
-        The weighted mean of |p[0] - 2 p[1] + p[2] - the labels'|, in percent of `side`, cut off at 20; a scalar.
+        The weighted mean of log(1 + bend / 0.5), bend being |p[0] - 2 p[1] + p[2] - the labels'| in percent of `side`;
+        a scalar.
     """
     off = torch.zeros_like(points[0])
     for share, found, view in zip(BEND, points, seen, strict=True):
         off = off + share * (_apply(view.back, found) - _apply(view.back, view.points))
     length = 100 * off.square().sum(dim=2).add(1e-6).sqrt() / side[:, None]
     known = torch.stack([view.weights for view in seen]).amin(dim=0)
-    return (length.clamp(max=LARGEST) * known).sum() / known.sum().clamp(min=1e-6)
+    return ((length / KNEE).log1p() * known).sum() / known.sum().clamp(min=1e-6)
 
 
 def _apply(affine: Tensor, points: Tensor) -> Tensor:
