@@ -5,8 +5,9 @@
 Joins: from making a `Subscriber` until it has hello, state and last pose of two sources. Errors: from making one until
 `receive` raises. Ages: how old (since `published_ns`) frames are that a reader takes five times a second out of 30.
 Replay (extra [record]): how much later than the most prompt one frames are published, of 2,500 frames at 8 times their
-pace, which is 240 frames a second. Before all that, what `Publisher.publish` costs its caller, alone and beside ten
-subscribers that never read, and the memory that these take once their queues are full. On this machine, over TCP.
+pace, which is 240 frames a second: read ahead and, to compare, each when it is due. Before all that, what
+`Publisher.publish` costs its caller, alone and beside ten subscribers that never read, and the memory that these take
+once their queues are full. On this machine, over TCP.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import zmq
@@ -162,8 +164,8 @@ def measure_errors(rounds: int) -> dict[str, list[float]]:
             return {name: [error_ms(*case) for _ in range(rounds)] for name, case in cases.items()}
 
 
-def measure_replay(people: int) -> list[float]:
-    """How late frames of a recording are published, milliseconds."""
+def measure_replay(people: int, *, inline: bool = False) -> list[float]:
+    """How late frames of a recording are published, milliseconds; `inline`: each read when it is due, not ahead."""
     frame = make_frame(people)
     rng = np.random.default_rng(0)
     due_ns = np.cumsum(rng.integers(20_000_000, 46_000_000, REPLAYED)) + 10**18
@@ -175,7 +177,8 @@ def measure_replay(people: int) -> list[float]:
         sent_ns: list[int] = []
         send: Callable[..., None] = outlet.send
         outlet.send = lambda parts: (sent_ns.append(time.monotonic_ns()), send(parts))[1]  # type: ignore[method-assign]
-        replay(path, outlet, threading.Event(), speed=SPEED)
+        with patch("streampose.replay.ReadAhead", lambda items, *_: nullcontext(items)) if inline else nullcontext():
+            replay(path, outlet, threading.Event(), speed=SPEED)
     sent = np.array(sent_ns[1:-1], np.float64)  # between hello and the end
     late = (sent - sent[0] - (due_ns - due_ns[0]) / SPEED) / 1e6
     return [float(value) for value in late - late.min()]
@@ -251,6 +254,7 @@ def main() -> None:
     times |= measure_errors(rounds)
     for people in (10, 50):
         times[f"replay, {people} people: later than recorded"] = measure_replay(people)
+        times["the same, each frame read when it is due"] = measure_replay(people, inline=True)
     table = Table(title="Milliseconds", title_justify="left", box=None, pad_edge=False)
     for name in ("", "median", "p95", "worst", "of"):
         table.add_column(name, justify="right" if name else "left")

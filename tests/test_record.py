@@ -494,7 +494,7 @@ def test_mistakes_are_told(publisher, tmp_path):
         ("bad.jsonl", "line 1 is not one of people.jsonl"),
         ("bad.parquet", "is not a recording of streampose"),
         ("other.parquet", "is not a recording of streampose"),
-        ("empty.jsonl", "has no frames to export"),
+        ("empty.jsonl", "is empty: its recorder ended before the first frame came"),
         ("a.mp4", "ends in .parquet or .jsonl"),
     ]:
         with pytest.raises(UsageError, match=says):
