@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -42,6 +41,9 @@ from streampose.recording import Entry
 from streampose.replay import replay
 from streampose.subscribe import Subscriber
 from streampose.wire import encode_heartbeat
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from stream_messages import start_idler
 
 READ_HZ = 5.0
 FRAMES_HZ = 30.0
@@ -184,18 +186,6 @@ def measure_replay(people: int, *, inline: bool = False) -> list[float]:
     return [float(value) for value in late - late.min()]
 
 
-NEVER_READS = """
-import sys, zmq
-stream = zmq.Context().socket(zmq.SUB)
-stream.setsockopt(zmq.RCVHWM, 1)
-stream.connect(sys.argv[1])
-stream.subscribe(b"")
-stream.recv_multipart()
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
 def publish_us(publisher: Publisher, count: int) -> list[float]:
     """What `publish` costs whoever calls it, at 1,000 frames a second of ten people."""
     frame, times = make_frame(10), []
@@ -214,10 +204,7 @@ def measure_idlers() -> None:
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher:
         publish_us(publisher, 1000)
         before = publish_us(publisher, 5000)
-        idlers = [
-            subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
-            for _ in range(10)
-        ]
+        idlers = [start_idler(publisher.endpoint) for _ in range(10)]
         for idler in idlers:
             assert idler.stdout is not None
             idler.stdout.readline()

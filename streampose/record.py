@@ -18,6 +18,7 @@ from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
 from streampose.recording import FORMATS, Entry, Item, journal_of, to_item, to_recorded_line
+from streampose.rejects import Rejects
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,6 @@ class Recorder:
     Attributes:
         ledger: what came of each source, and what was missed.
         frames: recorded so far.
-        malformed: messages that could not be read, and are not in the recording.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Recorder:
     ) -> None:
         self.ledger = Ledger()
         self.frames = 0
-        self.malformed = 0
+        self._rejects = Rejects(endpoint)
         self._sink = sink
         self._source = source
         self._error: OutputError | None = None
@@ -167,6 +167,11 @@ class Recorder:
         except BaseException:
             sink.discard()
             raise
+
+    @property
+    def malformed(self) -> int:
+        """Messages that could not be read, and are not in the recording."""
+        return self._rejects.count
 
     def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
         """Record until `stop` is set, `count` frames came, or `seconds` went by.
@@ -212,9 +217,7 @@ class Recorder:
         try:
             item = to_item(received_ns, parts, self.ledger, self._source)
         except MessageError as error:
-            self.malformed += 1
-            if self.malformed == 1:
-                log.warning("left out a message: %s; more are only counted", error)
+            self._rejects.add(error)
             return
         if item is None:
             return

@@ -16,26 +16,10 @@ from streampose.errors import OutputError, UsageError
 from streampose.outlet import QUEUE_LIMIT
 from streampose.publish import Publisher
 from streampose.subscribe import Subscriber
-from streampose.types import Pose, PoseFrame
 from streampose.wire import Hello, PoseMessage, decode, encode_pose
 
-WAIT_S = 10
-
-
-def make_frame(index=0, source="cam", people=1):
-    pose = Pose(track_id=1, box=np.arange(4, dtype=np.float32), score=0.5, keypoints=np.ones((17, 3), np.float32))
-    return PoseFrame(
-        source=source, epoch=0, frame_index=index, pts_s=index / 30, captured_ns=1, published_ns=2, width=64,
-        height=48, skeleton="coco17", dropped=0, people=(pose,) * people,
-    )  # fmt: skip
-
-
-def wait_until(condition):
-    until = time.monotonic() + WAIT_S
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        pause.wait(0.002)
+sys.path.insert(0, str(Path(__file__).parent))
+from stream_messages import WAIT_S, make_frame, wait_until
 
 
 @pytest.fixture
@@ -87,7 +71,7 @@ def test_frames_arrive_in_order_and_whole(publisher):
     assert [frame.frame_index for frame in got] == list(range(200))
     assert [len(frame.people) for frame in got] == [index % 3 for index in range(200)]
     assert {frame.missed for frame in got} == {0}
-    np.testing.assert_array_equal(got[1].people[0].box, np.arange(4))
+    np.testing.assert_array_equal(got[1].people[0].box, make_frame(1).people[0].box)
 
 
 def test_a_late_joiner_gets_hello_and_status_without_waiting_for_a_pose(publisher, raw):
@@ -96,7 +80,7 @@ def test_a_late_joiner_gets_hello_and_status_without_waiting_for_a_pose(publishe
     with subscribe(publisher, mode="lossless") as first:
         wait_until(lambda: first.receive(0) is None and first.hellos and first.states == {"cam": "stalled"})
         hello = first.hellos["cam"]
-    assert (hello.model, hello.skeleton, hello.width, hello.height) == ("lite", "coco17", 64, 48)
+    assert (hello.model, hello.skeleton, hello.width, hello.height) == ("lite", "coco17", 640, 480)
     assert hello.offsets == (-4, -3, -2, -1)
     assert (hello.joints[0], hello.edges[0]) == ("nose", (0, 1))
     second = raw(zmq.SUB)
@@ -419,8 +403,9 @@ def test_the_example_of_the_protocol_reads_the_stream(publisher):
         reader.join(0.01)
         assert index < WAIT_S * 100
     assert names["pose"]["skeleton"] == "coco17"
-    np.testing.assert_array_equal(names["boxes"], [np.arange(4)] * 2)
-    np.testing.assert_array_equal(names["keypoints"], np.ones((2, 17, 3)))
+    sent = make_frame(names["pose"]["frame_index"], people=2).people
+    np.testing.assert_array_equal(names["boxes"], [person.box for person in sent])
+    np.testing.assert_array_equal(names["keypoints"], [person.keypoints for person in sent])
 
 
 def test_an_endpoint_in_use_is_an_output_error():
@@ -430,12 +415,6 @@ def test_an_endpoint_in_use_is_an_output_error():
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OutputError, match=rf"{endpoint} is in use.*--publish.*--no-publish"):
             Publisher(endpoint, model="lite")
-
-
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "http://host:1"])
-def test_a_wrong_endpoint_is_refused(endpoint):
-    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
-        Subscriber(endpoint)
 
 
 def test_a_wrong_mode_is_refused():

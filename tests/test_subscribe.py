@@ -27,7 +27,7 @@ from streampose.wire import encode_heartbeat, encode_pose
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_publisher, wait_until
+from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_idler, start_publisher, wait_until
 
 PROMPT_S = 2.0  # one second on a machine that does nothing else
 
@@ -291,18 +291,6 @@ def test_fifty_subscribers_get_everything(publisher):
     assert publisher.dropped == 0
 
 
-NEVER_READS = """
-import sys, zmq
-stream = zmq.Context().socket(zmq.SUB)
-stream.setsockopt(zmq.RCVHWM, 1)
-stream.connect(sys.argv[1])
-stream.subscribe(b"")
-stream.recv_multipart()
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux tells it")
 def test_who_never_reads_costs_the_publisher_nothing(publisher):
@@ -322,10 +310,7 @@ def test_who_never_reads_costs_the_publisher_nothing(publisher):
 
     send(2000)
     alone_s = min(send(5000) for _ in range(3))
-    lazy = [
-        subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
-        for _ in range(10)
-    ]
+    lazy = [start_idler(publisher.endpoint) for _ in range(10)]
     try:
         publisher.publish(make_frame(0))
         for process in lazy:
@@ -536,6 +521,7 @@ def test_asyncio_ends_a_waiting_reader(publisher):
     "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x", "http://host:1"]
 )
 def test_a_wrong_endpoint_is_refused(endpoint):
+    """By the subscriber, before it connects; what an endpoint is, is tested in test_endpoint.py."""
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):
         Subscriber(endpoint)
 
