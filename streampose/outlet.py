@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT = 1000
 """Messages that wait in this process, and per subscriber in its socket, before any are dropped."""
 HEARTBEAT_S = 1.0
+ADVICE = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
 
 _REQUEST_LIMIT = 1024
 _REQUESTS = 1000
@@ -50,6 +51,7 @@ class Outlet:
         insecure: allow an endpoint that other machines reach without keys.
         heartbeat_s: seconds between heartbeats.
         on_crash: is told, by the sending thread, when that ends in an error.
+        advice: what to do where the endpoint is in use.
 
     Attributes:
         endpoint: where it listens.
@@ -69,12 +71,14 @@ class Outlet:
         insecure: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
         on_crash: Callable[[StreamposeError], None] | None = None,
+        advice: str = ADVICE,
     ) -> None:
         where = to_publish_at(endpoint, keys is not None, insecure)
         self.run_id = uuid.uuid4().hex
         self.subscribed = threading.Event()
         self._heartbeat_s = heartbeat_s
         self._on_crash = on_crash
+        self._advice = advice
         self._lock = threading.Lock()
         self._queue: deque[Parts] = deque()
         self._urgent: dict[bytes, Parts] = {}
@@ -118,9 +122,7 @@ class Outlet:
         except zmq.ZMQError as error:
             bound.close(0)
             if error.errno == zmq.EADDRINUSE:
-                raise OutputError(
-                    f"{where} is in use; publish elsewhere with --publish tcp://127.0.0.1:PORT, or --no-publish"
-                ) from None
+                raise OutputError(f"{where} is in use; {self._advice}") from None
             raise OutputError(f"cannot publish at {where}: {error.strerror}") from None
         return bound
 

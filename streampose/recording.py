@@ -122,7 +122,7 @@ def read_recording(path: Path) -> Iterator[Item]:
     """
     found = find_recording(path)
     if found == path and not path.stat().st_size:
-        raise UsageError(f"{path} is empty: its recorder ended before the first frame came")
+        raise UsageError(f"{path} is empty: no frame was ever written to it")
     if found.suffix == ".jsonl":
         return _read_lines(found)
     if found != path:

@@ -207,5 +207,5 @@ def test_a_recording_without_the_frames_asked_for_says_which_there_are(tmp_path,
 @pytest.mark.parametrize("name", ["session.jsonl", "session.parquet"])
 def test_an_empty_file_is_said_to_be_one(tmp_path, outlet, name):
     (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=f"{name} is empty: its recorder ended before the first frame"):
+    with pytest.raises(UsageError, match=f"{name} is empty: no frame was ever written to it"):
         replay(tmp_path / name, outlet, threading.Event())

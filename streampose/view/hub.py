@@ -27,6 +27,8 @@ class Camera:
 
     Attributes:
         state: as told; "" before it was.
+        changed_s: when that became so, seconds since 1970; 0 where it was so already when the connection was made.
+        state_connection: the last connection on which it was told.
         fps: results a second over the last two seconds, of those published, not of those received; 0 when none come.
         missed: messages that did not arrive, so far.
         connection: the last connection on which it was heard of.
@@ -40,6 +42,7 @@ class Camera:
     hello_version: int = 0
     state: str = ""
     changed_s: float = 0.0
+    state_connection: int = 0
     frame: PoseFrame | None = None
     fps: float = 0.0
     missed: int = 0
@@ -180,8 +183,10 @@ class Hub:
                 camera.hello = message
                 camera.hello_version += 1
         elif isinstance(message, Status):
+            seen = camera.state_connection == self._connection
+            camera.state_connection = self._connection
             if message.state != camera.state:
-                camera.state, camera.changed_s = message.state, time.time()
+                camera.state, camera.changed_s = message.state, time.time() if seen else 0.0
         else:
             missed = self._ledger.enter(message.header)
             if missed is None:
