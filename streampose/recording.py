@@ -18,6 +18,7 @@ from streampose.journal import read_journal
 from streampose.jsonl import to_line
 from streampose.ledger import Ledger
 from streampose.messages import (
+    PEOPLE_LIMIT,
     SOURCES_LIMIT,
     Clock,
     Heartbeat,
@@ -217,7 +218,7 @@ class _Line(msgspec.Struct):
     height: Pixels
     skeleton: Name
     dropped: Natural
-    people: Annotated[list[_Person], Meta(max_length=1000)]
+    people: Annotated[list[_Person], Meta(max_length=PEOPLE_LIMIT)]
     clock: Clock = "arrival"
     missed: Natural = 0
     received_ns: Integer | None = None

@@ -336,7 +336,8 @@ def test_the_terminal_says_once_what_is_wrong_and_when_it_is_not_any_more(caplog
             wait_until(lambda: f"{problem}; waiting for a publisher" in caplog.text)  # noqa: B023
             with Cameras("a", endpoint=endpoint):
                 wait_until(lambda: caplog.messages[-1] == f"{endpoint} publishes now")
-    assert [caplog.text.count(says) for says in ("nobody", "has fallen silent", "publishes now")] == [1, 1, 2]
+                said = "\n".join(caplog.messages)
+    assert [said.count(says) for says in ("nobody", "has fallen silent", "publishes now")] == [1, 1, 2]
 
 
 def test_offline_since_is_told_only_where_it_was_seen(monkeypatch):
