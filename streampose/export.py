@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PIXEL_DIGITS, SCORE_DIGITS
 from streampose.messages import Hello
-from streampose.recording import Choice, Entry, Item, read_recording, to_recorded_line
+from streampose.recording import Choice, Entry, Item, find_recording, read_recording, to_recorded_line
 from streampose.skeleton import COCO17, POSETRACK, SKELETONS
 from streampose.types import Pose, PoseFrame
 
@@ -74,6 +74,7 @@ def export(recording: Path, out: Path, form: str, source: str | None = None) -> 
     """
     if form not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {form!r}")
+    find_recording(recording)  # before `out` is there, which may be of the same name
     try:
         if form in ("coco", "posetrack"):
             return _export_runs(recording, source, out, form)

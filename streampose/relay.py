@@ -215,8 +215,9 @@ class _Branch:
         """Notice what has become of the publisher; log it once."""
         with self._relay.lock:
             silent = time.monotonic() - self._heard_s > SILENT_S
-            if self._inlet.failure is not None:
-                state = str(self._inlet.failure)
+            failure = self._inlet.failure
+            if failure is not None:
+                state = f"{failure}; trying again"
             elif self._inlet.connected and not silent:
                 state = "connected"
             elif self._heard_s:
@@ -225,7 +226,10 @@ class _Branch:
                 return
             if state != self._state:
                 self._state = state
-                log.info("%s: %s", self.endpoint, state)
+                if failure is not None:
+                    log.warning("%s", state)  # it names the endpoint
+                else:
+                    log.info("%s: %s", self.endpoint, state)
             if state != "connected" and silent:
                 self._give_up()
 

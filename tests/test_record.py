@@ -552,6 +552,10 @@ def test_mistakes_are_told(publisher, tmp_path):
         with pytest.raises(UsageError, match=r"end it in .csv, .jsonl or .parquet, or give --format: csv, coco, pose"):
             form_of(tmp_path / name)
     assert [form_of(tmp_path / name) for name in ("out.CSV", "a.b.parquet", "a.coco")] == ["csv", "parquet", "coco"]
+    for name in ("none.parquet", "none.jsonl"):
+        with pytest.raises(UsageError, match="there is no recording"):
+            export(tmp_path / name, tmp_path / name, name.rpartition(".")[2])
+        assert not (tmp_path / name).exists()
     with pytest.raises(UsageError, match="is not overwritten"):
         export(tmp_path / "empty.jsonl", tmp_path / "bad.jsonl", "csv")
     with Outlet("tcp://127.0.0.1:*") as outlet, pytest.raises(UsageError, match="a speed is above 0"):

@@ -77,7 +77,8 @@ def serve(
         try:
             config.load()
         except OSError as error:
-            raise UsageError(f"the certificate cannot be used: {error.strerror or error}") from None
+            files = f"--tls-cert {certificate} and --tls-key {certificate_key}"
+            raise UsageError(f"cannot serve by TLS with {files}: {error.strerror or error}") from None
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), name="view", daemon=True)
         thread.start()
@@ -109,7 +110,7 @@ class _News:
             return
         self._told = problem
         if problem:
-            log.warning("%s; waiting for a publisher", problem)
+            log.warning("%s; trying again", problem)
         else:
             log.info("%s publishes now", self._hub.endpoint)
 
@@ -119,10 +120,15 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a port is 0 to 65535"
+        reason = _reason(error) if isinstance(error, OSError) else "a port is 0 to 65535"
         raise OutputError(
             f"cannot serve the page at {host}:{port}: {reason}; choose another --port or --host"
         ) from None
+
+
+def _reason(error: OSError) -> str:
+    """Why an address cannot be listened at, without the address, which Python adds to the system's words."""
+    return str(error.strerror or error).partition(" (while attempting")[0]
 
 
 def _is_loopback(host: str) -> bool:
