@@ -458,9 +458,7 @@ def test_by_tls_when_there_is_a_certificate(tmp_path):
             f"wss://localhost:{port}/stream", ssl=trust, additional_headers=headers, close_timeout=1
         ) as stream:
             wait_until(lambda: "a" in {camera["source"] for camera in json.loads(stream.recv(WAIT_S))["cameras"]})
-    with pytest.raises(
-        UsageError, match="cannot serve by TLS with --tls-cert .* and --tls-key .*: No such file or directory$"
-    ):
+    with pytest.raises(UsageError, match=r"cannot serve by TLS with --tls-cert .* and --tls-key .*: ."):
         server.serve("tcp://127.0.0.1:1", threading.Event(), print, port=0, certificate=key, certificate_key=key)
 
 
