@@ -1,11 +1,11 @@
 """What a subscriber waits for: hello, an error, a fresh frame; and how well a replay keeps its time.
 
-    python benchmarks/subscriber.py [--rounds 20]
+    python benchmarks/subscriber.py [--rounds 20] [--replays-only]
 
 Joins: from making a `Subscriber` until it has hello, state and last pose of two sources. Errors: from making one until
 `receive` raises. Ages: how old (since `published_ns`) frames are that a reader takes five times a second out of 30.
-Replay (extra [record]): how much later than the most prompt one frames are published, of 2,500 frames at 8 times their
-pace, which is 240 frames a second: read ahead and, to compare, each when it is due. Before all that, what
+Replay (extra [record]): how much later than the most prompt one frames are published, of 3 times 2,500 frames at 8
+times their pace, which is 240 frames a second: read ahead and, to compare, each when it is due. Before all that, what
 `Publisher.publish` costs its caller, alone and beside ten subscribers that never read, and the memory that these take
 once their queues are full. On this machine, over TCP.
 """
@@ -49,6 +49,7 @@ READ_HZ = 5.0
 FRAMES_HZ = 30.0
 REPLAYED = 2500
 SPEED = 8.0
+TURNS = 3
 
 
 @contextmanager
@@ -186,6 +187,16 @@ def measure_replay(people: int, *, inline: bool = False) -> list[float]:
     return [float(value) for value in late - late.min()]
 
 
+def measure_replays() -> dict[str, list[float]]:
+    """How late frames are published, read ahead and read when they are due, which take turns."""
+    found: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        for people in (10, 50):
+            for way, inline in (("read ahead", False), ("read when due", True)):
+                found.setdefault(f"replay, {people} people, {way}", []).extend(measure_replay(people, inline=inline))
+    return found
+
+
 def publish_us(publisher: Publisher, count: int) -> list[float]:
     """What `publish` costs whoever calls it, at 1,000 frames a second of ten people."""
     frame, times = make_frame(10), []
@@ -230,8 +241,14 @@ def memory_mb() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--replays-only", action="store_true", help="leave out all else")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the begin")
+    if options.replays_only:
+        show(measure_replays())
+        print(f"load average {os.getloadavg()[0]:.1f} at the end")
+        return
     measure_idlers()
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, talking(publisher, "a", "b"):
         for source in ("a", "b"):
@@ -239,17 +256,18 @@ def main() -> None:
         times = {"hello, state and pose of two sources": [join_ms(publisher.endpoint) for _ in range(5 * rounds)]}
         times["age of a frame at 5 reads of 30 frames a second"] = stale_ms(publisher.endpoint, 5 * rounds)
     times |= measure_errors(rounds)
-    for people in (10, 50):
-        times[f"replay, {people} people: later than recorded"] = measure_replay(people)
-        times["the same, each frame read when it is due"] = measure_replay(people, inline=True)
+    show(times | measure_replays())
+    print(f"load average {os.getloadavg()[0]:.1f} at the end")
+
+
+def show(times: dict[str, list[float]]) -> None:
     table = Table(title="Milliseconds", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "median", "p95", "worst", "of"):
+    for name in ("", "median", "p95", "p99", "worst", "of"):
         table.add_column(name, justify="right" if name else "left")
     for name, found in times.items():
-        figures = np.percentile(found, [50, 95, 100])
+        figures = np.percentile(found, [50, 95, 99, 100])
         table.add_row(name, *(f"{figure:.1f}" for figure in figures), str(len(found)))
     Console().print(table)
-    print(f"load average {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

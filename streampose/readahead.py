@@ -22,7 +22,7 @@ class ReadAhead(Generic[_T]):
         items: where they come from; used by the thread alone.
         stop: once it is set, there are no more.
         wanted: leave out all others.
-        limit: items that wait at most; the thread then waits, too.
+        limit: items that wait at most; the thread then waits, too, until half of them are taken.
 
     Raises:
         Exception: whatever `items` raises, in its turn: after the items before it.
@@ -64,8 +64,10 @@ class ReadAhead(Generic[_T]):
             if self._stop.is_set():
                 raise StopIteration
             if self._waiting:
-                self._changed.notify_all()
-                return self._waiting.popleft()
+                item = self._waiting.popleft()
+                if self._is_low():
+                    self._changed.notify_all()
+                return item
             if self._error is not None:
                 raise self._error
             raise StopIteration
@@ -88,7 +90,12 @@ class ReadAhead(Generic[_T]):
         wanted = self._wanted(item)
         with self._changed:
             if wanted:
-                self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._limit)
+                if len(self._waiting) >= self._limit:
+                    self._changed.wait_for(lambda: self._closing or self._is_low())
                 self._waiting.append(item)
                 self._changed.notify_all()
             return not self._closing
+
+    def _is_low(self) -> bool:
+        """Whether to read on: seldom and many at a time, so that the thread is not in the way of each item."""
+        return len(self._waiting) <= self._limit // 2
