@@ -304,9 +304,10 @@ def test_a_subscriber_that_does_not_read_holds_up_nobody(publisher, raw):
     lazy.subscribe(b"")
     decode(lazy.recv_multipart())
     with subscribe(publisher, mode="latest") as stream:
+        frame = make_frame(people=10)
         began = time.monotonic()
-        for index in range(20 * QUEUE_LIMIT):
-            publisher.publish(make_frame(index, people=10))
+        for _ in range(20 * QUEUE_LIMIT):
+            publisher.publish(frame)
         assert time.monotonic() - began < WAIT_S
         wait_until(lambda: stream.receive(0.01) is not None and not publisher._outlet._queue)
 

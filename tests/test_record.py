@@ -51,13 +51,14 @@ def record(publisher, path, frames, *, gap_at=None):
         wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
         for source in ("a", "b"):
             publisher.set_state(source, "online")
+        wait_until(lambda: recorder._found)  # states are the last that it subscribes to
         for index in range(frames):
             if index == gap_at:
                 publisher._seq["a"] += 2
             publisher.publish(make_frame(index, "a", people=index % 3))
             publisher.publish(make_frame(index, "b", people=1, clock="rtcp"))
         publisher.set_state("b", "offline")
-        recorder.record(stop, count=2 * frames)
+        recorder.record(stop, count=2 * frames, seconds=WAIT_S)
         wait_until(lambda: recorder.frames == 2 * frames)
     return recorder
 
