@@ -1,12 +1,13 @@
 """What a subscriber waits for: hello, an error, a fresh frame; and how well a replay keeps its time.
 
-    python benchmarks/subscriber.py [--rounds 20]
+    python benchmarks/subscriber.py [--rounds 20] [--replays-only]
 
 Joins: from making a `Subscriber` until it has hello, state and last pose of two sources. Errors: from making one until
 `receive` raises. Ages: how old (since `published_ns`) frames are that a reader takes five times a second out of 30.
-Replay (extra [record]): how much later than the most prompt one frames are published, of 2,500 frames at 8 times their
-pace, which is 240 frames a second. Before all that, what `Publisher.publish` costs its caller, alone and beside ten
-subscribers that never read, and the memory that these take once their queues are full. On this machine, over TCP.
+Replay (extra [record]): how much later than the most prompt one frames are published, of 3 times 2,500 frames at 8
+times their pace, which is 240 frames a second: read ahead and, to compare, each when it is due. Before all that, what
+`Publisher.publish` costs its caller, alone and beside ten subscribers that never read, and the memory that these take
+once their queues are full. On this machine, over TCP.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import argparse
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import zmq
@@ -41,10 +42,14 @@ from streampose.replay import replay
 from streampose.subscribe import Subscriber
 from streampose.wire import encode_heartbeat
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from stream_messages import start_idler
+
 READ_HZ = 5.0
 FRAMES_HZ = 30.0
 REPLAYED = 2500
 SPEED = 8.0
+TURNS = 3
 
 
 @contextmanager
@@ -162,8 +167,8 @@ def measure_errors(rounds: int) -> dict[str, list[float]]:
             return {name: [error_ms(*case) for _ in range(rounds)] for name, case in cases.items()}
 
 
-def measure_replay(people: int) -> list[float]:
-    """How late frames of a recording are published, milliseconds."""
+def measure_replay(people: int, *, inline: bool = False) -> list[float]:
+    """How late frames of a recording are published, milliseconds; `inline`: each read when it is due, not ahead."""
     frame = make_frame(people)
     rng = np.random.default_rng(0)
     due_ns = np.cumsum(rng.integers(20_000_000, 46_000_000, REPLAYED)) + 10**18
@@ -175,22 +180,21 @@ def measure_replay(people: int) -> list[float]:
         sent_ns: list[int] = []
         send: Callable[..., None] = outlet.send
         outlet.send = lambda parts: (sent_ns.append(time.monotonic_ns()), send(parts))[1]  # type: ignore[method-assign]
-        replay(path, outlet, threading.Event(), speed=SPEED)
+        with patch("streampose.replay.ReadAhead", lambda items, *_: nullcontext(items)) if inline else nullcontext():
+            replay(path, outlet, threading.Event(), speed=SPEED)
     sent = np.array(sent_ns[1:-1], np.float64)  # between hello and the end
     late = (sent - sent[0] - (due_ns - due_ns[0]) / SPEED) / 1e6
     return [float(value) for value in late - late.min()]
 
 
-NEVER_READS = """
-import sys, zmq
-stream = zmq.Context().socket(zmq.SUB)
-stream.setsockopt(zmq.RCVHWM, 1)
-stream.connect(sys.argv[1])
-stream.subscribe(b"")
-stream.recv_multipart()
-print("here", flush=True)
-sys.stdin.read()
-"""
+def measure_replays() -> dict[str, list[float]]:
+    """How late frames are published, read ahead and read when they are due, which take turns."""
+    found: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        for people in (10, 50):
+            for way, inline in (("read ahead", False), ("read when due", True)):
+                found.setdefault(f"replay, {people} people, {way}", []).extend(measure_replay(people, inline=inline))
+    return found
 
 
 def publish_us(publisher: Publisher, count: int) -> list[float]:
@@ -211,10 +215,7 @@ def measure_idlers() -> None:
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher:
         publish_us(publisher, 1000)
         before = publish_us(publisher, 5000)
-        idlers = [
-            subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
-            for _ in range(10)
-        ]
+        idlers = [start_idler(publisher.endpoint) for _ in range(10)]
         for idler in idlers:
             assert idler.stdout is not None
             idler.stdout.readline()
@@ -240,8 +241,14 @@ def memory_mb() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--replays-only", action="store_true", help="leave out all else")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the begin")
+    if options.replays_only:
+        show(measure_replays())
+        print(f"load average {os.getloadavg()[0]:.1f} at the end")
+        return
     measure_idlers()
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, talking(publisher, "a", "b"):
         for source in ("a", "b"):
@@ -249,16 +256,18 @@ def main() -> None:
         times = {"hello, state and pose of two sources": [join_ms(publisher.endpoint) for _ in range(5 * rounds)]}
         times["age of a frame at 5 reads of 30 frames a second"] = stale_ms(publisher.endpoint, 5 * rounds)
     times |= measure_errors(rounds)
-    for people in (10, 50):
-        times[f"replay, {people} people: later than recorded"] = measure_replay(people)
+    show(times | measure_replays())
+    print(f"load average {os.getloadavg()[0]:.1f} at the end")
+
+
+def show(times: dict[str, list[float]]) -> None:
     table = Table(title="Milliseconds", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "median", "p95", "worst", "of"):
+    for name in ("", "median", "p95", "p99", "worst", "of"):
         table.add_column(name, justify="right" if name else "left")
     for name, found in times.items():
-        figures = np.percentile(found, [50, 95, 100])
+        figures = np.percentile(found, [50, 95, 99, 100])
         table.add_row(name, *(f"{figure:.1f}" for figure in figures), str(len(found)))
     Console().print(table)
-    print(f"load average {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streampose.errors import OutputError, UsageError
 from streampose.jsonl import PIXEL_DIGITS, SCORE_DIGITS
 from streampose.messages import Hello
-from streampose.recording import Entry, Item, read_recording, source_of, to_recorded_line
+from streampose.recording import Choice, Entry, Item, find_recording, read_recording, to_recorded_line
 from streampose.skeleton import COCO17, POSETRACK, SKELETONS
 from streampose.types import Pose, PoseFrame
 
@@ -38,6 +38,21 @@ Array = NDArray[np.float32]
 T = TypeVar("T")
 
 
+def form_of(out: Path) -> str:
+    """The form that the ending of a file tells.
+
+    Raises:
+        UsageError: it tells none.
+    """
+    form = out.suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise UsageError(
+            f"--out {out}: its ending does not tell the form; end it in .csv, .jsonl or .parquet, "
+            f"or give --format: {', '.join(FORMATS)}"
+        )
+    return form
+
+
 def export(recording: Path, out: Path, form: str, source: str | None = None) -> tuple[Path, ...]:
     """Write a recording, or one source of it, in another form.
 
@@ -53,15 +68,17 @@ def export(recording: Path, out: Path, form: str, source: str | None = None) -> 
         The files written.
 
     Raises:
-        UsageError: the recording or the form is not one, `out` exists, or the skeleton has no such form.
+        UsageError: the recording or the form is not one, there are no frames, `out` exists, or the skeleton has no such
+            form.
         OutputError: a file cannot be written.
     """
     if form not in FORMATS:
         raise UsageError(f"--format is one of {', '.join(FORMATS)}, not {form!r}")
+    find_recording(recording)  # before `out` is there, which may be of the same name
     try:
         if form in ("coco", "posetrack"):
             return _export_runs(recording, source, out, form)
-        items = (item for item in read_recording(recording) if source in (None, source_of(item)))
+        items = _chosen(recording, source)
         with _new(out):
             if form == "parquet":
                 _write_parquet(items, out)
@@ -145,8 +162,6 @@ def _export_runs(recording: Path, source: str | None, out: Path, form: str) -> t
     runs: dict[Run, array[int]] = {}
     for entry in _entries(recording, source):
         runs.setdefault((entry.frame.source, entry.run_id), array("q")).append(entry.frame.frame_index)
-    if not runs:
-        raise UsageError(f"{recording} has no frames to export")
     paths = dict(_name_files(runs, out))
     frames = sum(map(len, runs.values()))
     begin = _coco_file if form == "coco" else _posetrack_file
@@ -158,9 +173,22 @@ def _export_runs(recording: Path, source: str | None, out: Path, form: str) -> t
 
 
 def _entries(recording: Path, source: str | None) -> Iterator[Entry]:
+    return (item for item in _chosen(recording, source) if isinstance(item, Entry))
+
+
+def _chosen(recording: Path, source: str | None) -> Iterator[Item]:
+    """The items of a recording, or of one source of it.
+
+    Raises:
+        UsageError: it is none; or, at its end, that there was no frame.
+    """
+    choice, frames = Choice(source), 0
     for item in read_recording(recording):
-        if isinstance(item, Entry) and source in (None, item.frame.source):
+        if choice.takes(item):
+            frames += isinstance(item, Entry)
             yield item
+    if not frames:
+        raise UsageError(f"{recording} has {choice.lack}")
 
 
 def _name_files(runs: Collection[Run], out: Path) -> Iterator[tuple[Run, Path]]:

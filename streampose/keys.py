@@ -166,7 +166,8 @@ def revoke(folder: Path, name: str) -> None:
     """
     path = folder / "allowed" / f"{name}.pub"
     if not _NAME.fullmatch(name) or not path.is_file():
-        raise UsageError(f"nobody named {name!r} is on the allow list in {folder}; see: streampose keys list")
+        see = f"streampose keys list --keys {folder}"
+        raise UsageError(f"nobody named {name!r} is on the allow list in {folder}; see: {see}")
     names = _names_by_key(folder)
     try:
         path.unlink()

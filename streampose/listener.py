@@ -11,7 +11,9 @@ from pathlib import Path
 from streampose.endpoint import to_connect_to
 from streampose.errors import UsageError
 from streampose.inlet import SILENT_S, explain
+from streampose.keys import read_key
 from streampose.reception import Mode
+from streampose.roster import Search
 from streampose.smoothing import Smoothing
 from streampose.subscribe import Subscriber
 from streampose.types import PoseFrame
@@ -32,7 +34,8 @@ def listen_to(
     key: Path | None = None,
     smooth: Smoothing | None = None,
 ) -> Iterator[PoseFrame]:
-    """Frames until `count` came or `stop` is set; logs waiting, hellos, states, and at the end what was missed.
+    """Frames until `count` came or `stop` is set; logs waiting, which sources there are where the one asked for is not,
+    hellos, states, and at the end what was missed.
 
     Args:
         endpoint, mode, source, key, smooth: see `Subscriber`. It waits for a publisher for ever.
@@ -45,11 +48,14 @@ def listen_to(
         raise UsageError(f"mode is latest or lossless, not {mode!r}")
     frames = missed = 0
     checked: Mode = "latest" if mode == "latest" else "lossless"
-    with Subscriber(endpoint, checked, source, key=key, connect_s=None, smooth=smooth) as stream:
-        watch = _Watch(stream)
+    credentials = None if key is None else read_key(key)
+    with Subscriber(endpoint, checked, source, key=credentials, connect_s=None, smooth=smooth) as stream:
+        watch, search = _Watch(stream), Search(endpoint, source, credentials, stop)
         while not stop.is_set() and frames != count:
             frame = stream.receive(_LOOK_S)
             watch.look()
+            found = frame is not None or bool(stream.hellos or stream.states)
+            search.look(connected=stream.connected and stream.heard_s > 0, found=found)
             if frame is not None:
                 frames, missed = frames + 1, missed + frame.missed
                 yield frame

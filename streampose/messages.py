@@ -17,6 +17,13 @@ PART_LIMIT = 1 << 20
 PEOPLE_LIMIT = 1000
 NAME_LIMIT = 200
 """Longest name of a source, a run, a skeleton, a joint or a model, characters."""
+JOINTS_LIMIT = 512
+EDGES_LIMIT = 2048
+OFFSETS_LIMIT = 64
+OFFSET_LIMIT = 1000
+"""Farthest supporting frame, before or after."""
+SIZE_LIMIT = 1 << 20
+"""Largest width or height of a frame, pixels."""
 COORDINATE_LIMIT = 1e6
 """Boxes and joints lie within so many pixels of the frame's corner, on either side."""
 SOURCES_LIMIT = 1000
@@ -28,11 +35,12 @@ State = Literal["online", "stalled", "offline", "ended"]
 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Pixels = Annotated[int, Meta(ge=1, le=1 << 20)]
+Pixels = Annotated[int, Meta(ge=1, le=SIZE_LIMIT)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LIMIT)]
 Score = Annotated[float, Meta(ge=0.0, le=1.0)]
-Offsets = Annotated[tuple[Annotated[int, Meta(ge=-1000, le=1000)], ...], Meta(max_length=64)]
-Joint = Annotated[int, Meta(ge=0, le=511)]
+Offset = Annotated[int, Meta(ge=-OFFSET_LIMIT, le=OFFSET_LIMIT)]
+Offsets = Annotated[tuple[Offset, ...], Meta(max_length=OFFSETS_LIMIT)]
+Joint = Annotated[int, Meta(ge=0, le=JOINTS_LIMIT - 1)]
 
 
 class PersonHeader(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -111,8 +119,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     run_id: Name
     source: Name
     skeleton: Name
-    joints: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=512)]
-    edges: Annotated[tuple[tuple[Joint, Joint], ...], Meta(max_length=2048)]
+    joints: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=JOINTS_LIMIT)]
+    edges: Annotated[tuple[tuple[Joint, Joint], ...], Meta(max_length=EDGES_LIMIT)]
     width: Pixels
     height: Pixels
     model: Name

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT = 1000
 """Messages that wait in this process, and per subscriber in its socket, before any are dropped."""
 HEARTBEAT_S = 1.0
+ADVICE = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
 
 _REQUEST_LIMIT = 1024
 _REQUESTS = 1000
@@ -36,6 +37,8 @@ _LOOK_S = 0.5
 _GREET_S, _GREETINGS, _GREETED = 0.02, 10, 400
 """Time between two greetings, which all get who subscribe to the same, on average; how many may follow one another at
 once; and how many messages one brings at most: fewer than a subscriber's socket holds."""
+_SETTLE_MS = 1
+"""How long to wait for the other subscriptions of somebody who has just come, so that all are answered in one."""
 _KEPT = (b"hello", b"status", b"pose")
 """Kinds of messages of which a new subscriber gets the last one of each source, in this order."""
 _BEAT = b"heartbeat"
@@ -58,6 +61,7 @@ class Outlet:
         insecure: allow an endpoint that other machines reach without keys.
         heartbeat_s: seconds between heartbeats.
         on_crash: is told, by the sending thread, when that ends in an error.
+        advice: what to do where the endpoint is in use.
 
     Attributes:
         endpoint: where it listens.
@@ -77,12 +81,14 @@ class Outlet:
         insecure: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
         on_crash: Callable[[StreamposeError], None] | None = None,
+        advice: str = ADVICE,
     ) -> None:
         where = to_publish_at(endpoint, keys is not None, insecure)
         self.run_id = uuid.uuid4().hex
         self.subscribed = threading.Event()
         self._heartbeat_s = heartbeat_s
         self._on_crash = on_crash
+        self._advice = advice
         self._lock = threading.Lock()
         self._queue: deque[Parts] = deque()
         self._urgent: dict[bytes, Parts] = {}
@@ -129,9 +135,7 @@ class Outlet:
         except zmq.ZMQError as error:
             bound.close(0)
             if error.errno == zmq.EADDRINUSE:
-                raise OutputError(
-                    f"{where} is in use; publish elsewhere with --publish tcp://127.0.0.1:PORT, or --no-publish"
-                ) from None
+                raise OutputError(f"{where} is in use; {self._advice}") from None
             raise OutputError(f"cannot publish at {where}: {error.strerror}") from None
         return bound
 
@@ -321,14 +325,18 @@ class Outlet:
         ZeroMQ applies each to the connection that it thinks the request came from. What is no request at all brings
         that out of step, until nothing waits any more: whoever sent it is cut off, and so is whose requests follow.
         """
-        asked = set()
-        went = False
+        asked: set[bytes] = set()
+        went = settled = False
         for _ in range(_REQUESTS):
             try:
                 message = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 self._out_of_step = False
-                break
+                if settled or not asked:
+                    break
+                settled = True
+                self._socket.poll(_SETTLE_MS)
+                continue
             request, peer = message.bytes, peer_of(message, self._port)
             went |= peer is None
             if request[:1] not in (b"\x00", b"\x01"):

@@ -10,7 +10,7 @@ from types import TracebackType
 from streampose.endpoint import DEFAULT_ENDPOINT
 from streampose.errors import StreamposeError
 from streampose.messages import SCHEMA, Hello, PictureHeader, State, Status
-from streampose.outlet import HEARTBEAT_S, Outlet
+from streampose.outlet import ADVICE, HEARTBEAT_S, Outlet
 from streampose.skeleton import SKELETONS
 from streampose.types import PoseFrame
 from streampose.wire import check_name, encode_hello, encode_picture, encode_pose, encode_status
@@ -52,7 +52,14 @@ class Publisher:
         heartbeat_s: float = HEARTBEAT_S,
         on_crash: Callable[[StreamposeError], None] | None = None,
     ) -> None:
-        self._outlet = Outlet(endpoint, keys=keys, insecure=insecure, heartbeat_s=heartbeat_s, on_crash=on_crash)
+        self._outlet = Outlet(
+            endpoint,
+            keys=keys,
+            insecure=insecure,
+            heartbeat_s=heartbeat_s,
+            on_crash=on_crash,
+            advice=f"{ADVICE}, or --no-publish",
+        )
         self.endpoint = self._outlet.endpoint
         self.run_id = self._outlet.run_id
         self._model = model

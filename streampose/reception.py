@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 import time
 from collections import deque
@@ -16,11 +15,10 @@ from streampose.inlet import Inlet
 from streampose.keys import SubscriberKey, read_key
 from streampose.ledger import Ledger
 from streampose.messages import SOURCES_LIMIT, Hello, PoseMessage, State, Status
+from streampose.rejects import Rejects
 from streampose.smoothing import Smoother, Smoothing
 from streampose.types import PoseFrame
 from streampose.wire import MessageError, OtherSchemaError, decode
-
-log = logging.getLogger(__name__)
 
 Mode = Literal["latest", "lossless"]
 
@@ -52,13 +50,13 @@ class Reception:
         self.endpoint = endpoint
         self.hellos: dict[str, Hello] = {}
         self.states: dict[str, State] = {}
-        self.malformed = 0
         self.heard_s = 0.0
         self._latest = mode == "latest"
         self._source = source
         self._silent_s = silent_s
         self._smoother = None if smooth is None else Smoother(smooth)
         self._ledger = Ledger()
+        self._rejects = Rejects(endpoint)
         self._wake_up = wake
         self._room = threading.Condition()
         self._queue: deque[list[bytes]] = deque()
@@ -93,6 +91,11 @@ class Reception:
     def missed(self) -> dict[str, int]:
         """Messages of each source, so far, that were published after its first one came, and not handed out."""
         return dict(self._ledger.missed)
+
+    @property
+    def malformed(self) -> int:
+        """Messages that could not be read, and were left out, so far."""
+        return self._rejects.count
 
     @property
     def closed(self) -> bool:
@@ -177,11 +180,9 @@ class Reception:
         self._schema, self._understood = None, self._connection
 
     def _refuse(self, error: MessageError) -> None:
-        self.malformed += 1
+        self._rejects.add(error)
         if isinstance(error, OtherSchemaError) and self._understood != self._connection:
             self._schema = SchemaError(f"{self.endpoint} speaks {error}")
-        if self.malformed == 1:
-            log.warning("skipped a message from %s: %s; more are only counted", self.endpoint, error)
 
     def _changed(self, inlet: Inlet) -> None:
         """The connection is another one, or lost, or refused; called by the inlet's thread."""

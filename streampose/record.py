@@ -18,6 +18,8 @@ from streampose.jsonl import PeopleWriter
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
 from streampose.recording import FORMATS, Entry, Item, journal_of, to_item, to_recorded_line
+from streampose.rejects import Rejects
+from streampose.roster import Search
 from streampose.wire import MessageError
 
 log = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ def open_sink(path: Path) -> Sink:
 
 
 class Recorder:
-    """Records until it is left. A context manager; reconnects by itself, for ever.
+    """Records until it is left. A context manager; reconnects by itself, for ever. Without a frame no file is left.
 
     Args:
         endpoint: `tcp://HOST:PORT` of the publisher, which need not be there yet.
@@ -147,7 +149,6 @@ class Recorder:
     Attributes:
         ledger: what came of each source, and what was missed.
         frames: recorded so far.
-        malformed: messages that could not be read, and are not in the recording.
     """
 
     def __init__(
@@ -155,9 +156,11 @@ class Recorder:
     ) -> None:
         self.ledger = Ledger()
         self.frames = 0
-        self.malformed = 0
+        self._rejects = Rejects(endpoint)
         self._sink = sink
         self._source = source
+        self._key = key
+        self._found = False
         self._error: OutputError | None = None
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         suffix = "" if source is None else source
@@ -168,28 +171,38 @@ class Recorder:
             sink.discard()
             raise
 
+    @property
+    def malformed(self) -> int:
+        """Messages that could not be read, and are not in the recording."""
+        return self._rejects.count
+
     def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
         """Record until `stop` is set, `count` frames came, or `seconds` went by.
 
         Raises:
             OutputError: the recording cannot be written on.
-            StreamError: the publisher did not let us in from the beginning; later ones are logged.
+            StreamError: the publisher did not let us in from the beginning (later ones are logged), or no frame came in
+                all the seconds.
         """
         until_s = None if seconds is None else time.monotonic() + seconds
         told: StreamError | None = None
+        search = Search(self._inlet.endpoint, self._source, self._key, stop)
         while not stop.wait(_LOOK_S):
             if self._error is not None:
                 raise self._error
             if count is not None and self.frames >= count:
                 return
-            if until_s is not None and time.monotonic() >= until_s:
-                return
             failure = self._inlet.failure
+            if until_s is not None and time.monotonic() >= until_s:
+                if not self.frames:
+                    raise failure or StreamError(f"no frame came from {self._inlet.endpoint} in {seconds:g} s")
+                return
             if isinstance(failure, KeyRefusedError | EncryptionError) and not self.frames:
                 raise failure
             if failure is not told and failure is not None:
                 log.warning("%s; trying again", failure)
             told = failure
+            search.look(connected=self._inlet.connected and failure is None, found=self._found)
 
     def __enter__(self) -> Recorder:
         return self
@@ -199,10 +212,10 @@ class Recorder:
     ) -> None:
         self._inlet.close()
         with suppress(OutputError) if self._error is not None else nullcontext():
-            if isinstance(error, StreamError) and not self.frames:
-                self._sink.discard()  # we were not let in
-            else:
+            if self.frames or self._error is not None:
                 self._sink.close()
+            else:
+                self._sink.discard()
 
     def _put(self, parts: list[bytes]) -> None:
         """Record a message; called by the inlet's thread."""
@@ -212,12 +225,11 @@ class Recorder:
         try:
             item = to_item(received_ns, parts, self.ledger, self._source)
         except MessageError as error:
-            self.malformed += 1
-            if self.malformed == 1:
-                log.warning("left out a message: %s; more are only counted", error)
+            self._rejects.add(error)
             return
         if item is None:
             return
+        self._found = True
         try:
             self._sink.write(received_ns, parts, item)
         except OutputError as error:

@@ -18,6 +18,8 @@ from streampose.journal import read_journal
 from streampose.jsonl import to_line
 from streampose.ledger import Ledger
 from streampose.messages import (
+    PEOPLE_LIMIT,
+    SOURCES_LIMIT,
     Clock,
     Heartbeat,
     Hello,
@@ -75,6 +77,35 @@ def source_of(item: Item) -> str:
     return item.frame.source if isinstance(item, Entry) else item.source
 
 
+class Choice:
+    """Which items of a recording are asked for: those of one source, or all of them.
+
+    Args:
+        source: None takes them all.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        self._source = source
+        self._others: set[str] = set()
+
+    def takes(self, item: Item) -> bool:
+        """Whether an item is asked for; notes whose frames are there besides."""
+        of = source_of(item)
+        if self._source in (None, of):
+            return True
+        if isinstance(item, Entry) and len(self._others) < SOURCES_LIMIT:
+            self._others.add(of)
+        return False
+
+    @property
+    def lack(self) -> str:
+        """What to say of a recording, read to its end, of which no frame was taken."""
+        if self._source is None:
+            return "no frames"
+        others = ", ".join(sorted(self._others))
+        return f"no frames of a source {self._source!r}" + (f", but of {others}" if others else "")
+
+
 def journal_of(path: Path) -> Path:
     """The journal of a recording that is under way, or died."""
     return path.with_name(f"{path.name}.journal")
@@ -87,9 +118,11 @@ def read_recording(path: Path) -> Iterator[Item]:
         path: .parquet or .jsonl. Where the recorder died, the journal of the parquet file is read instead.
 
     Raises:
-        UsageError: it is not there, or not a recording.
+        UsageError: it is not there, empty, or not a recording.
     """
     found = find_recording(path)
+    if found == path and not path.stat().st_size:
+        raise UsageError(f"{path} is empty: no frame was ever written to it")
     if found.suffix == ".jsonl":
         return _read_lines(found)
     if found != path:
@@ -184,7 +217,7 @@ class _Line(msgspec.Struct):
     height: Pixels
     skeleton: Name
     dropped: Natural
-    people: Annotated[list[_Person], Meta(max_length=1000)]
+    people: Annotated[list[_Person], Meta(max_length=PEOPLE_LIMIT)]
     clock: Clock = "arrival"
     missed: Natural = 0
     received_ns: Integer | None = None

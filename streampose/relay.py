@@ -15,17 +15,16 @@ from typing import TypeVar
 import msgspec
 
 from streampose.errors import UsageError
-from streampose.inlet import Inlet
+from streampose.inlet import SILENT_S, Inlet
 from streampose.keys import SubscriberKey, read_key
 from streampose.messages import NAME_LIMIT, SCHEMA, SOURCES_LIMIT, Heartbeat, Hello, Parts, Status
 from streampose.outlet import Outlet
 from streampose.redact import redact
+from streampose.rejects import Rejects
 from streampose.wire import MessageError, check_name, decode, encode_status
 
 log = logging.getLogger(__name__)
 
-SILENT_S = 3.0
-"""A publisher that was silent for so long is gone."""
 _LOOK_S = 0.2
 _KINDS = ("hello", "status", "pose")
 _Value = TypeVar("_Value")
@@ -83,7 +82,6 @@ class Relay:
         outlet: where it all goes; the caller's to close, after the relay.
 
     Attributes:
-        malformed: messages that could not be read, and were not passed on.
         conflicts: messages of sources that another publisher has.
         lock: which publisher has a source, and what is told of it, changes together under this.
 
@@ -92,7 +90,6 @@ class Relay:
     """
 
     def __init__(self, upstreams: Sequence[Upstream], outlet: Outlet) -> None:
-        self.malformed = 0
         self.conflicts = 0
         self.lock = threading.RLock()
         self._outlet = outlet
@@ -111,6 +108,11 @@ class Relay:
         while not stop.wait(_LOOK_S):
             for branch in self._branches:
                 branch.check()
+
+    @property
+    def malformed(self) -> int:
+        """Messages that could not be read, and were not passed on."""
+        return sum(branch.malformed for branch in self._branches)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -195,9 +197,15 @@ class _Branch:
         self._told: set[str] = set()
         self._heard_s = 0.0
         self._state = ""
+        self._rejects = Rejects(upstream.endpoint)
         self._topics = [*(f"{kind}.".encode() for kind in _KINDS), b"heartbeat"]
         self._inlet = Inlet(upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, connect_s=1.0)
         stack.enter_context(self._inlet)
+
+    @property
+    def malformed(self) -> int:
+        """Messages of this upstream that could not be read."""
+        return self._rejects.count
 
     def run_of(self, source: str) -> str | None:
         """The run that a source of this branch was last heard of in."""
@@ -207,8 +215,9 @@ class _Branch:
         """Notice what has become of the publisher; log it once."""
         with self._relay.lock:
             silent = time.monotonic() - self._heard_s > SILENT_S
-            if self._inlet.failure is not None:
-                state = str(self._inlet.failure)
+            failure = self._inlet.failure
+            if failure is not None:
+                state = f"{failure}; trying again"
             elif self._inlet.connected and not silent:
                 state = "connected"
             elif self._heard_s:
@@ -217,7 +226,10 @@ class _Branch:
                 return
             if state != self._state:
                 self._state = state
-                log.info("%s: %s", self.endpoint, state)
+                if failure is not None:
+                    log.warning("%s", state)  # it names the endpoint
+                else:
+                    log.info("%s: %s", self.endpoint, state)
             if state != "connected" and silent:
                 self._give_up()
 
@@ -245,9 +257,7 @@ class _Branch:
         try:
             self._pass_on(parts)
         except MessageError as error:
-            self._relay.malformed += 1
-            if self._relay.malformed == 1:
-                log.warning("left out a message from %s: %s; more are only counted", self.endpoint, error)
+            self._rejects.add(error)
 
     def _pass_on(self, parts: list[bytes]) -> None:
         """Send a message on, under its new name.

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from streampose.errors import UsageError
 from streampose.messages import SCHEMA, Hello, Parts, State, Status
 from streampose.outlet import Outlet
-from streampose.recording import Entry, Item, StateChange, read_recording, source_of
+from streampose.readahead import ReadAhead
+from streampose.recording import Choice, Entry, Item, StateChange, read_recording
 from streampose.skeleton import SKELETONS
 from streampose.types import PoseFrame
 from streampose.wire import MessageError, decode, encode_hello, encode_pose, encode_status
@@ -58,10 +59,12 @@ def replay(
     frames = 0
     while True:
         before = player.frames
-        player.play(item for item in read_recording(path) if source in (None, source_of(item)))
+        choice = Choice(source)
+        with ReadAhead(read_recording(path), stop, choice.takes) as items:
+            player.play(items)
         frames = player.frames
         if frames == before and not stop.is_set():
-            raise UsageError(f"{path} has no frames" + (f" of a source {source!r}" if source else ""))
+            raise UsageError(f"{path} has {choice.lack}")
         if stop.is_set() or not loop:
             break
         player.begin_again()
@@ -81,14 +84,15 @@ class _Player:
         self._epoch = self._epochs = 0
         self._first_index: dict[str, int] = {}
 
-    def play(self, items: Iterator[Item]) -> None:
+    def play(self, items: Iterable[Item]) -> None:
         """Publish items at their times, until they end or the stop."""
-        began_s, first_ns = time.monotonic(), None
+        began_s, first_ns = 0.0, None
         for item in items:
             if isinstance(item, Hello):
                 self._describe(msgspec.structs.replace(item, run_id=self._outlet.run_id))
                 continue
-            first_ns = item.received_ns if first_ns is None else first_ns
+            if first_ns is None:
+                began_s, first_ns = time.monotonic(), item.received_ns  # it took a while to open the file
             wait_s = (item.received_ns - first_ns) / 1e9 / self._speed - (time.monotonic() - began_s)
             wait_s = min(wait_s, threading.TIMEOUT_MAX)
             if (wait_s > 0 and self._stop.wait(wait_s)) or self._stop.is_set():

@@ -190,7 +190,10 @@ def run_pipeline(
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
         for result in results:
-            shown = result if smoother is None else Result(result.frame, smoother.smooth(result.poses))
+            shown = result
+            if smoother is not None:
+                smoother.keep({source.id for source in pipeline.sources})
+                shown = Result(result.frame, smoother.smooth(result.poses))
             with pipeline.metrics.time("publish"):
                 for put in outputs:
                     put(shown)

@@ -10,9 +10,14 @@ import msgspec
 
 from streampose.messages import (
     COORDINATE_LIMIT,
+    EDGES_LIMIT,
+    JOINTS_LIMIT,
+    NAME_LIMIT,
+    OFFSETS_LIMIT,
     PART_LIMIT,
     PEOPLE_LIMIT,
     SCHEMA,
+    SIZE_LIMIT,
     Heartbeat,
     Hello,
     PersonHeader,
@@ -55,7 +60,16 @@ def protocol_schema() -> dict[str, Any]:
         "title": "streampose stream",
         "version": SCHEMA,
         "parts": ["topic: UTF-8", "header: msgpack map", "blob: bytes"],
-        "limits": {"header_bytes": PART_LIMIT, "blob_bytes": PART_LIMIT, "people": PEOPLE_LIMIT},
+        "limits": {
+            "header_bytes": PART_LIMIT,
+            "blob_bytes": PART_LIMIT,
+            "people": PEOPLE_LIMIT,
+            "joints": JOINTS_LIMIT,
+            "edges": EDGES_LIMIT,
+            "offsets": OFFSETS_LIMIT,
+            "frame_pixels": SIZE_LIMIT,
+            "name_characters": NAME_LIMIT,
+        },
         "topics": {
             topic: {"header": reference, "blob": _BLOBS.get(topic, _NO_BLOB)}
             for topic, reference in zip(_TOPICS, references, strict=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +64,11 @@ class Smoother:
     def __init__(self, settings: Smoothing) -> None:
         self._settings = settings
         self._scenes: dict[str, _Scene] = {}
+
+    def keep(self, sources: AbstractSet[str]) -> None:
+        """Forget all sources but these."""
+        for source in self._scenes.keys() - sources:
+            del self._scenes[source]
 
     def smooth(self, frame: PoseFrame) -> PoseFrame:
         """The frame with smoothed people, and with those bridged (`filled`) who are missing from it for a moment."""

@@ -36,7 +36,6 @@ class Subscriber(Reception):
     Attributes:
         hellos: what each source has said of itself (skeleton, frame size, model), by source.
         states: the last state of each source.
-        malformed: messages skipped because they could not be read.
         heard_s: `time.monotonic()` of the last message of any kind; 0 before the first.
 
     Raises:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from streampose.errors import StreamposeError, UsageError
 from streampose.messages import (
     COORDINATE_LIMIT,
+    JOINTS_LIMIT,
     NAME_LIMIT,
     PART_LIMIT,
     PEOPLE_LIMIT,
@@ -259,7 +260,7 @@ def _arrays(header: PoseHeader, blob: bytes) -> tuple[NDArray[np.float32], NDArr
         raise MessageError(f"a blob of {len(blob)} bytes; at most {PART_LIMIT} are read")
     joints, rest = divmod(len(blob) - count * 16, count * 12)
     known = SKELETONS.get(header.skeleton)
-    if rest or not 1 <= joints <= 512 or (known is not None and joints != len(known.joints)):
+    if rest or not 1 <= joints <= JOINTS_LIMIT or (known is not None and joints != len(known.joints)):
         raise MessageError(f"{len(blob)} bytes cannot hold {count} people of skeleton {header.skeleton[:40]!r}")
     values = np.frombuffer(blob, "<f4").astype(np.float32)
     if not (np.abs(values) <= COORDINATE_LIMIT).all():

@@ -68,6 +68,23 @@ class Talk:
         self._thread.join()
 
 
+NEVER_READS = """
+import sys, zmq
+stream = zmq.Context().socket(zmq.SUB)
+stream.setsockopt(zmq.RCVHWM, 1)
+stream.connect(sys.argv[1])
+stream.subscribe(b"")
+stream.recv_multipart()
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def start_idler(endpoint):
+    """A process that subscribes to everything and reads one message, after which it prints a line, and no more."""
+    return subprocess.Popen([sys.executable, "-c", NEVER_READS, endpoint], stdin=-1, stdout=-1)
+
+
 PUBLISHER = """
 import sys
 sys.path[:0] = [sys.argv[1]]

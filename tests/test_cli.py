@@ -122,6 +122,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
         (["record", "--out", "session.mp4"], 2, "ends in .parquet or .jsonl"),
         (["replay", "none.parquet", "--publish", "tcp://127.0.0.1:*"], 2, "there is no recording none.parquet"),
         (["export", "none.jsonl", "--out", "out.csv"], 2, "there is no recording none.jsonl"),
+        (["export", "none.jsonl", "--out", "out.json"], 2, "or give --format: csv, coco, posetrack, jsonl, parquet"),
         (["keys", "new", "../tablet"], 2, "a name has up to 64"),
         (["view", "--port", "0", "--token", "short"], 2, "at least 12 characters"),
         (["listen", "--mode", "newest"], 2, "latest or lossless"),
@@ -272,6 +273,16 @@ def test_relay_and_replay_end_when_their_publishing_does(call, tmp_path, monkeyp
         assert re.fullmatch(
             r"error: publishing at tcp://127\.0\.0\.1:\d+ crashed with OSError: broken", done.stderr.splitlines()[-1]
         )
+
+
+def test_an_endpoint_in_use_is_told_with_the_options_of_the_command(call, publisher, tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        writer.write(make_frame())
+    for args in (("replay", path), ("relay", "--connect", "tcp://127.0.0.1:1")):
+        done = call(*args, "--publish", publisher.endpoint)
+        advice = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
+        assert (done.returncode, done.stderr) == (5, f"error: {publisher.endpoint} is in use; {advice}\n")
 
 
 def test_the_schema_is_printed(call):

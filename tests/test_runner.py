@@ -20,6 +20,7 @@ from streampose.errors import ModelError, OutputError, SourceError, StreamposeEr
 from streampose.outlet import Outlet
 from streampose.publish import Publisher
 from streampose.runner import RunOptions, run_pipeline
+from streampose.smoothing import Smoother, Smoothing
 from streampose.sources import Camera
 from streampose.subscribe import Subscriber
 
@@ -147,9 +148,16 @@ def open_files():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux, to see which files are open")
-def test_a_removed_source_leaves_every_output_and_comes_back_to_a_video_of_its_own(tmp_path, notes, stop):
+def test_a_removed_source_leaves_every_output_and_comes_back_to_a_video_of_its_own(tmp_path, notes, stop, monkeypatch):
+    smoothers = []
+
+    def smoother(settings):
+        smoothers.append(Smoother(settings))
+        return smoothers[0]
+
+    monkeypatch.setattr("streampose.runner.Smoother", smoother)
     asked = tuple(Camera(uri="lavfi:testsrc2=size=160x120:rate=30", name=name) for name in "ab")
-    options = RunOptions(asked, render=tmp_path / "out.mp4", control=tmp_path / "control.sock")
+    options = RunOptions(asked, render=tmp_path / "out.mp4", control=tmp_path / "control.sock", smooth=Smoothing())
     run = threading.Thread(target=run_pipeline, args=(options, notes, stop))
     run.start()
     try:
@@ -157,6 +165,7 @@ def test_a_removed_source_leaves_every_output_and_comes_back_to_a_video_of_its_o
         ask(options.control, Request(do="remove", name="b"))
         wait_for(lambda: notes.forgotten == ["b"])
         wait_for(lambda: "out-b.mp4" not in open_files())
+        assert set(smoothers[0]._scenes) == {"a"}
         assert "out-a.mp4" in open_files()
         assert notes.states["b"] == "ended"
         before = sum(frame.source == "b" for frame in notes.frames)

@@ -109,6 +109,17 @@ def test_another_epoch_or_source_begins_anew(change):
     np.testing.assert_array_equal(frame.people[0].keypoints[0, :2], [300, 300])
 
 
+def test_a_source_that_is_gone_is_forgotten_and_others_are_not():
+    smoother = Smoother(Smoothing())
+    for source in ("gone", "kept"):
+        smoother.smooth(make_frame(0, [(100, 100)], source=source))
+    smoother.keep({"kept", "new"})
+    assert set(smoother._scenes) == {"kept"}
+    back, kept = (smoother.smooth(make_frame(1, [(300, 300)], source=source)) for source in ("gone", "kept"))
+    assert back.people[0].keypoints[0, 0] == 300
+    assert 100 < kept.people[0].keypoints[0, 0] < 300
+
+
 def test_time_that_goes_back_begins_anew():
     smoother = Smoother(Smoothing())
     smoother.smooth(make_frame(10, [(100, 100)]))

@@ -18,16 +18,18 @@ import zmq
 import streampose
 from streampose.errors import NoPublisherError, SchemaError, UsageError
 from streampose.inlet import Inlet
+from streampose.keys import add_key
 from streampose.listener import listen_to
 from streampose.messages import Heartbeat
 from streampose.publish import Publisher
 from streampose.reception import QUEUE_LIMIT
+from streampose.roster import Search, list_sources
 from streampose.subscribe import Subscriber
 from streampose.wire import encode_heartbeat, encode_pose
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_publisher, wait_until
+from stream_messages import PUBLISHER, WAIT_S, Talk, make_frame, start_idler, start_publisher, wait_until
 
 PROMPT_S = 2.0  # one second on a machine that does nothing else
 
@@ -237,6 +239,63 @@ def test_a_listener_says_what_it_is_connected_to(fake, caplog):
     assert f"at {endpoint}: something that is no streampose publisher answers there" in caplog.text
 
 
+@contextlib.contextmanager
+def listening(endpoint, source, stop, key=None):
+    """The frames that a listener hands out, as they come."""
+    frames = []
+    thread = threading.Thread(
+        target=lambda: frames.extend(listen_to(endpoint, "lossless", source, None, stop, key=key))
+    )
+    thread.start()
+    try:
+        yield frames
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_a_listener_to_a_source_that_is_not_there_says_once_which_are_and_waits(tmp_path, caplog, monkeypatch):
+    """With keys, as it connects once more to ask; poses, states and hellos all make a source known."""
+    monkeypatch.setattr("streampose.roster._PATIENCE_S", 0.1)
+    key = add_key(tmp_path / "keys", "one", tmp_path / "one.key")
+    stop = threading.Event()
+    with Publisher("tcp://127.0.0.1:*", model="lite", keys=tmp_path / "keys") as publisher:
+        publisher.set_state("lost", "offline")
+        publisher.publish(make_frame(0, "cam10"))
+        with listening(publisher.endpoint, "cam1", stop, tmp_path / "one.key") as frames:
+            wait_until(lambda: "has no source" in caplog.text)
+            publisher.publish(make_frame(0, "cam1"))
+            wait_until(lambda: frames)
+        assert caplog.text.count(f"{publisher.endpoint} has no source 'cam1', but cam10, lost; waiting for it") == 1
+        assert caplog.text.count("has no source") == 1
+        publisher.forget("lost")
+        for source in ("cam1", "cam10"):
+            publisher.forget(source)
+        assert list_sources(publisher.endpoint, key, threading.Event()) == []
+
+
+def test_a_listener_to_a_source_that_is_there_says_nothing(publisher, caplog, monkeypatch):
+    """Also before its first frame, and where there is no publisher."""
+    monkeypatch.setattr("streampose.roster._PATIENCE_S", 0)
+    caplog.set_level("INFO")
+    publisher.set_state("cam", "offline")
+    for endpoint, says in ((publisher.endpoint, "cam: offline"), ("tcp://127.0.0.1:1", "waiting for a publisher")):
+        with listening(endpoint, "cam", threading.Event()):
+            wait_until(lambda: says in caplog.text)  # noqa: B023
+    assert "has no source" not in caplog.text
+
+
+def test_more_sources_than_fit_into_a_line_are_counted(publisher, caplog, monkeypatch):
+    monkeypatch.setattr("streampose.roster._PATIENCE_S", 0)
+    for number in range(30):
+        publisher.set_state(f"cam{number:02d}", "online")
+    search = Search(publisher.endpoint, "typo", None, threading.Event())
+    wait_until(lambda: search.look(connected=True, found=False) or caplog.text)
+    assert "but cam00, cam01" in caplog.text
+    assert "cam19 and 10 more; waiting for it" in caplog.text
+
+
 def test_a_timeout_gives_none(publisher):
     with Subscriber(publisher.endpoint) as stream:
         began_s = time.monotonic()
@@ -291,18 +350,6 @@ def test_fifty_subscribers_get_everything(publisher):
     assert publisher.dropped == 0
 
 
-NEVER_READS = """
-import sys, zmq
-stream = zmq.Context().socket(zmq.SUB)
-stream.setsockopt(zmq.RCVHWM, 1)
-stream.connect(sys.argv[1])
-stream.subscribe(b"")
-stream.recv_multipart()
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux tells it")
 def test_who_never_reads_costs_the_publisher_nothing(publisher):
@@ -322,10 +369,7 @@ def test_who_never_reads_costs_the_publisher_nothing(publisher):
 
     send(2000)
     alone_s = min(send(5000) for _ in range(3))
-    lazy = [
-        subprocess.Popen([sys.executable, "-c", NEVER_READS, publisher.endpoint], stdin=-1, stdout=-1)
-        for _ in range(10)
-    ]
+    lazy = [start_idler(publisher.endpoint) for _ in range(10)]
     try:
         publisher.publish(make_frame(0))
         for process in lazy:
@@ -536,6 +580,7 @@ def test_asyncio_ends_a_waiting_reader(publisher):
     "endpoint", ["", "127.0.0.1:5555", "tcp://127.0.0.1", "tcp://u:p@host:1", "tcp://*:5", "ipc://x", "http://host:1"]
 )
 def test_a_wrong_endpoint_is_refused(endpoint):
+    """By the subscriber, before it connects; what an endpoint is, is tested in test_endpoint.py."""
     with pytest.raises(UsageError, match="tcp://HOST:PORT"):
         Subscriber(endpoint)
 

@@ -325,6 +325,39 @@ def test_pictures_are_made_only_while_somebody_looks(open_page):
         wait_until(lambda: not cameras.publisher.is_looked_at("a"))
 
 
+def test_the_terminal_says_once_what_is_wrong_and_when_it_is_not_any_more(caplog, monkeypatch):
+    monkeypatch.setattr("streampose.view.server._PATIENCE_S", 0.2)
+    monkeypatch.setattr("streampose.view.hub.SILENT_S", 0.5)
+    caplog.set_level("INFO")
+    with Cameras() as cameras:
+        endpoint = cameras.publisher.endpoint
+    with serving(endpoint):
+        for problem in (f"nobody publishes at {endpoint}: connection refused", f"{endpoint} has fallen silent"):
+            wait_until(lambda: f"{problem}; trying again" in caplog.text)  # noqa: B023
+            with Cameras("a", endpoint=endpoint):
+                wait_until(lambda: caplog.messages[-1] == f"{endpoint} publishes now")
+                said = "\n".join(caplog.messages)
+    assert [said.count(says) for says in ("nobody", "has fallen silent", "publishes now")] == [1, 1, 2]
+
+
+def test_offline_since_is_told_only_where_it_was_seen(monkeypatch):
+    """A state that a publisher greets with began whenever it did; one that comes later begins now."""
+    monkeypatch.setattr("streampose.view.hub.SILENT_S", 60)
+    with Cameras("before", "later") as cameras:
+        cameras.kill("before")
+        began_s = time.time()
+        with Hub(cameras.publisher.endpoint) as hub:
+            wait_until(lambda: len(hub.cameras) == 2 and shown_by(hub)["later"]["state"] == "online")
+            cameras.kill("later")
+            wait_until(lambda: shown_by(hub)["later"]["state"] == "offline")
+            assert shown_by(hub)["later"]["changed_s"] >= began_s
+            wait_until(lambda: shown_by(hub)["before"]["state"] == "offline")
+            assert shown_by(hub)["before"]["changed_s"] == 0
+            cameras.publisher.set_state("before", "online")
+            cameras.publisher.set_state("before", "offline")
+            wait_until(lambda: shown_by(hub)["before"]["changed_s"] >= began_s)
+
+
 def test_nothing_there_says_so(open_page):
     with serving("tcp://127.0.0.1:1") as address:
         page = open_page(address)
@@ -425,7 +458,7 @@ def test_by_tls_when_there_is_a_certificate(tmp_path):
             f"wss://localhost:{port}/stream", ssl=trust, additional_headers=headers, close_timeout=1
         ) as stream:
             wait_until(lambda: "a" in {camera["source"] for camera in json.loads(stream.recv(WAIT_S))["cameras"]})
-    with pytest.raises(UsageError, match="the certificate cannot be used"):
+    with pytest.raises(UsageError, match=r"cannot serve by TLS with --tls-cert .* and --tls-key .*: ."):
         server.serve("tcp://127.0.0.1:1", threading.Event(), print, port=0, certificate=key, certificate_key=key)
 
 

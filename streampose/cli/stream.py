@@ -142,7 +142,8 @@ def record(
 ) -> None:
     """Record what a publisher sends; waits for it for ever. What was received is readable even after kill -9.
 
-    Ends on Ctrl-C, and says what was recorded and missed of each source.
+    Ends on Ctrl-C, and says what was recorded and missed of each source. Without a single frame no file is left, and
+    after --seconds that is an error.
     """
     with stop_on_signals() as stop:
         from streampose.console import set_up_logging
@@ -156,7 +157,8 @@ def record(
         ledger = recorder.ledger
         for name, frames in sorted(ledger.received.items()):
             typer.echo(f"{name}: {frames} frames, {ledger.missed[name]} missed", err=True)
-        typer.echo(f"{out}: {recorder.frames} frames, {recorder.malformed} messages malformed", err=True)
+        made = f"{recorder.frames} frames" if recorder.frames else "not written, since no frame came"
+        typer.echo(f"{out}: {made}, {recorder.malformed} messages malformed", err=True)
 
 
 @app.command()
@@ -204,9 +206,10 @@ def export(
     """Write a recording in another form, also one that was never finished."""
     from streampose.console import set_up_logging
     from streampose.export import export as write_out
+    from streampose.export import form_of
 
     set_up_logging(context.obj)
-    for path in write_out(recording, out, form or out.suffix.removeprefix("."), source):
+    for path in write_out(recording, out, form or form_of(out), source):
         typer.echo(str(path))
 
 

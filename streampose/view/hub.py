@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -14,10 +13,9 @@ from streampose.inlet import SILENT_S, Inlet
 from streampose.keys import SubscriberKey
 from streampose.ledger import Ledger
 from streampose.messages import SOURCES_LIMIT, Heartbeat, Hello, PictureMessage, PoseHeader, PoseMessage, Status
+from streampose.rejects import Rejects
 from streampose.types import PoseFrame
 from streampose.wire import MessageError, decode
-
-log = logging.getLogger(__name__)
 
 _WINDOW_NS = 2_000_000_000
 _TOPICS = (b"hello.", b"status.", b"pose.", b"heartbeat")
@@ -29,6 +27,8 @@ class Camera:
 
     Attributes:
         state: as told; "" before it was.
+        changed_s: when that became so, seconds since 1970; 0 where it was so already when the connection was made.
+        state_connection: the last connection on which it was told.
         fps: results a second over the last two seconds, of those published, not of those received; 0 when none come.
         missed: messages that did not arrive, so far.
         connection: the last connection on which it was heard of.
@@ -42,6 +42,7 @@ class Camera:
     hello_version: int = 0
     state: str = ""
     changed_s: float = 0.0
+    state_connection: int = 0
     frame: PoseFrame | None = None
     fps: float = 0.0
     missed: int = 0
@@ -79,20 +80,24 @@ class Hub:
 
     Attributes:
         cameras: by source; to be read with `lock` held.
-        malformed: messages that could not be read.
     """
 
     def __init__(self, endpoint: str, key: SubscriberKey | None = None) -> None:
         self.endpoint = endpoint
         self.lock = threading.Lock()
         self.cameras: dict[str, Camera] = {}
-        self.malformed = 0
         self._ledger = Ledger()
+        self._rejects = Rejects(endpoint)
         self._heard_s = 0.0
         self._connection = 0
         self._connected_s = 0.0
         self._looks: dict[int, frozenset[str]] = {}
         self._inlet = Inlet(endpoint, key=key, topics=_TOPICS, put=self._put, tell=self._note, connect_s=1.0)
+
+    @property
+    def malformed(self) -> int:
+        """Messages that could not be read."""
+        return self._rejects.count
 
     @property
     def is_live(self) -> bool:
@@ -153,9 +158,7 @@ class Hub:
         try:
             message = decode(parts)
         except MessageError as error:
-            self.malformed += 1
-            if self.malformed == 1:
-                log.warning("left out a message: %s; more are only counted", error)
+            self._rejects.add(error)
             return
         if isinstance(message, Heartbeat):
             return
@@ -180,8 +183,10 @@ class Hub:
                 camera.hello = message
                 camera.hello_version += 1
         elif isinstance(message, Status):
+            seen = camera.state_connection == self._connection
+            camera.state_connection = self._connection
             if message.state != camera.state:
-                camera.state, camera.changed_s = message.state, time.time()
+                camera.state, camera.changed_s = message.state, time.time() if seen else 0.0
         else:
             missed = self._ledger.enter(message.header)
             if missed is None:

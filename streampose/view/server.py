@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _SHORTEST_TOKEN = 12
 _LOOK_S = 0.1
 _END_S = 5.0
+_PATIENCE_S = 1.0
 
 
 def serve(
@@ -75,17 +77,42 @@ def serve(
         try:
             config.load()
         except OSError as error:
-            raise UsageError(f"the certificate cannot be used: {error.strerror or error}") from None
+            files = f"--tls-cert {certificate} and --tls-key {certificate_key}"
+            raise UsageError(f"cannot serve by TLS with {files}: {error.strerror or error}") from None
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), name="view", daemon=True)
         thread.start()
         show(_address(listening, host, certificate is not None, made))
         if token is not None and certificate is None:
             log.warning("the page and its token travel unencrypted; --tls-cert and --tls-key encrypt them")
+        news = _News(hub)
         while not stop.wait(_LOOK_S) and thread.is_alive():
-            pass
+            news.look()
         server.should_exit = True
         thread.join(_END_S)
+
+
+class _News:
+    """Logs what keeps a hub from being live, once it has for a second, and when it is live again; each once."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._problem = ""
+        self._since_s = time.monotonic()
+        self._told = ""
+
+    def look(self) -> None:
+        """Log what is new since the last look."""
+        problem = self._hub.problem
+        if problem != self._problem:
+            self._problem, self._since_s = problem, time.monotonic()
+        if problem == self._told or (problem and time.monotonic() - self._since_s < _PATIENCE_S):
+            return
+        self._told = problem
+        if problem:
+            log.warning("%s; trying again", problem)
+        else:
+            log.info("%s publishes now", self._hub.endpoint)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -93,10 +120,15 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a port is 0 to 65535"
+        reason = _reason(error) if isinstance(error, OSError) else "a port is 0 to 65535"
         raise OutputError(
             f"cannot serve the page at {host}:{port}: {reason}; choose another --port or --host"
         ) from None
+
+
+def _reason(error: OSError) -> str:
+    """Why an address cannot be listened at, without the address, which Python adds to the system's words."""
+    return str(error.strerror or error).partition(" (while attempting")[0]
 
 
 def _is_loopback(host: str) -> bool:
