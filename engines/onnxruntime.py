@@ -100,7 +100,7 @@ class OnnxRuntimeEngine:
 
     def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         try:
-            return np.asarray(session.run([output], feed)[0], np.float32)
+            return np.asarray(session.run([output], feed)[0])
         except Exception as error:  # ONNX Runtime has a class of its own for every kind of failure
             raise ModelError(f"{self.manifest.name}: ONNX Runtime failed: {error}") from error
 
