@@ -22,6 +22,8 @@ LARGEST = 6.0
 """Of ReLU6."""
 WEIGHT_LIMIT = 63
 """Weights are -63..63: with 255 times twice that, ONNX Runtime's 16-bit sums on CPUs without VNNI cannot overflow."""
+BIAS_LIMIT = 2**21
+"""A channel whose weights are next to nothing beside its bias gets larger steps, or its sums would be too large."""
 SIGNED_ZERO = 128
 WATCHED_VALUES = 8192
 """So many values of each batch decide about a step."""
@@ -154,8 +156,10 @@ class Convolution8(nn.Module):
         self._source: tuple[Rounding, ...] = ()
 
     def scales(self) -> Tensor:
-        """(O,) float32: the step of each output channel's weights."""
-        return self.weight.detach().abs().amax(dim=(1, 2, 3)).clamp(min=1e-8) / WEIGHT_LIMIT
+        """(O,) float32: the step of each output channel's weights, and with `input_step` of its bias."""
+        by_weight = self.weight.detach().abs().amax(dim=(1, 2, 3)) / WEIGHT_LIMIT
+        by_bias = self.bias.detach().abs() / (self.input_step * BIAS_LIMIT)
+        return torch.maximum(by_weight, by_bias).clamp(min=1e-12)
 
     def whole_weight(self) -> Tensor:
         """The weights as multiples of `scales`, without gradients."""
