@@ -11,9 +11,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from onnxscript import opset22
 from torch import Tensor, nn
 from torch.nn import functional
@@ -161,9 +162,50 @@ def export_int8(network: FamiPose, folder: Path, input_size: tuple[int, int]) ->
     encoder, fuser = (folder / name for name in graph_files("pose", "onnxruntime"))
     two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
     export_onnx(_Encoder(network), {"crops": two}, ["features"], encoder, {"streampose.kind": "encoder"}, TRANSLATIONS)
+    model = onnx.load(encoder)
+    double_bytes(model)
+    encoder.write_bytes(model.SerializeToString())
     shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
     window = {
         "features": torch.zeros(shape, dtype=torch.uint8),
         "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1),
     }
     export_onnx(_Fuser(network), window, ["keypoints", "heatmaps"], fuser, {"streampose.kind": "fuser"}, TRANSLATIONS)
+
+
+def double_bytes(model: onnx.ModelProto) -> None:
+    """Let nearest-neighbour Resizes by two double uint8 rows and columns, channels last, where they doubled float32:
+    ONNX Runtime then keeps the addition that follows in int8, and its Resize is several times slower."""
+    graph = model.graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in [node for node in graph.node if node.op_type == "Resize"]:
+        back = makers[node.input[0]]
+        _, channels, height, width = shapes[node.input[0]]
+        name = f"{node.name}_bytes"
+        constants = {
+            "apart": [-1, height, 1, width, 1, channels],
+            "twice": [1, height, 2, width, 2, channels],
+            "joined": [-1, 2 * height, 2 * width, channels],
+        }
+        for key, values in constants.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(values), f"{name}_{key}"))
+        steps: list[tuple[str, list[str], dict[str, Any]]] = [
+            ("Transpose", [], {"perm": [0, 2, 3, 1]}),
+            ("Reshape", [f"{name}_apart"], {}),
+            ("Expand", [f"{name}_twice"], {}),
+            ("Reshape", [f"{name}_joined"], {}),
+            ("Transpose", [], {"perm": [0, 3, 1, 2]}),
+        ]
+        place, value, added = list(graph.node).index(node), back.input[0], []
+        for index, (kind, inputs, attributes) in enumerate(steps):
+            output = f"{name}_{index}"
+            added.append(helper.make_node(kind, [value, *inputs], [output], name=output, **attributes))
+            value = output
+        added.append(helper.make_node("DequantizeLinear", [value, *back.input[1:]], [node.output[0]], name=name))
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*rest[:place], *added, *rest[place + 1 :]])
