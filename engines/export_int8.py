@@ -1,7 +1,7 @@
 """A network in int8 as ONNX graphs whose QuantizeLinear and DequantizeLinear stand where it rounds.
 
-ONNX Runtime fuses them with what lies between: convolutions become QLinearConv, additions QLinearAdd. Features stay uint8
-from the encoder's graph to the fuser's.
+ONNX Runtime fuses them with what lies between: convolutions become QLinearConv, additions QLinearAdd. Features stay
+uint8 from the encoder's graph to the fuser's.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def dequantise(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
 
 
 @quantise.register_fake
-def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:  # noqa: ARG001
     return torch.empty_like(x, dtype=torch.uint8)
 
 
 @dequantise.register_fake
-def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:  # noqa: ARG001
     return torch.empty_like(x, dtype=torch.float32)
 
 

@@ -26,8 +26,8 @@ def is_int8(network: FamiPose) -> bool:
 
 
 def to_int8(network: FamiPose) -> FamiPose:
-    """A copy that computes in int8 all but the heads and what lies between the fuser's convolutions: sampling, trust and
-    decoding. BatchNorm is folded. `calibrate` gives it its steps.
+    """A copy that computes in int8 all but the heads and what lies between the fuser's convolutions: sampling, trust
+    and decoding. BatchNorm is folded. `calibrate` gives it its steps.
 
     Raises:
         UsageError: not a lite network with supporting frames.

@@ -174,7 +174,9 @@ class Convolution8(nn.Module):
         if self.watching:
             return self._watch(x)
         if self.exact:
-            sums = functional.conv2d((x / self.input_step).round(), self.whole_weight(), self.whole_bias(), *self.geometry)
+            sums = functional.conv2d(
+                (x / self.input_step).round(), self.whole_weight(), self.whole_bias(), *self.geometry
+            )
             scale = self.input_step * self.scales() / self.out.step
             return (sums * scale.view(1, -1, 1, 1)).round().clamp(*self.out.limits) * self.out.step
         scales = self.scales()
