@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from streampose.engines.export import export_onnx
 from streampose.engines.manifest import graph_files
+from streampose.engines.onnxruntime import FEATURE_STEP
 from streampose.model import FamiPose
 from streampose.model.fuser import Fuser
 from streampose.model.int8 import features_rounding
@@ -161,7 +162,9 @@ def export_int8(network: FamiPose, folder: Path, input_size: tuple[int, int]) ->
     frames = 1 + len(network.offsets)
     encoder, fuser = (folder / name for name in graph_files("pose", "onnxruntime"))
     two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
-    export_onnx(_Encoder(network), {"crops": two}, ["features"], encoder, {"streampose.kind": "encoder"}, TRANSLATIONS)
+    assert isinstance(network.encoder, LiteEncoder)
+    properties = {"streampose.kind": "encoder", FEATURE_STEP: repr(float(features_rounding(network.encoder).step))}
+    export_onnx(_Encoder(network), {"crops": two}, ["features"], encoder, properties, TRANSLATIONS)
     model = onnx.load(encoder)
     double_bytes(model)
     encoder.write_bytes(model.SerializeToString())

@@ -4,9 +4,9 @@ What is rounded stays float32: multiples of a step. Training rounds weights and 
 gradients pass as if nothing was rounded, and are zero where a value is cut off (Jacob et al., arXiv 1712.05877).
 
 `exact` computes what ONNX Runtime's integers do, bit for bit: a convolution brings its operands to whole numbers, whose
-sums float32 holds exactly below 2^24, and rounds sum * scale once, half to even, as QLinearConv. Where values of both signs
-are added, steps are powers of two, so that the addition is exact too. Less would not do: in a deep network a single value
-rounded to the other side moves its neighbours' rounding in the next layer, until all is rounded otherwise.
+sums float32 holds exactly below 2^24, and rounds sum * scale once, half to even, as QLinearConv. Where values of both
+signs are added, steps are powers of two, so that the addition is exact too. Less would not do: in a deep network a
+single value rounded to the other side moves its neighbours' rounding in the next layer, until all is rounded otherwise.
 """
 
 from __future__ import annotations
