@@ -1,9 +1,10 @@
-"""The int8 encoder beside the float32 one: time, what the gate measures, and PCK on held-out people.
+"""An int8 bundle beside the float32 one: time, what the gate measures, and PCK on held-out people.
 
-    python benchmarks/int8.py [--data ../shared/data] [--rounds 60] [--threads 2]
+    python benchmarks/int8.py [--fp32 lite] [--int8 BUNDLE] [--data ../shared/data] [--rounds 60] [--threads 2]
 
-Quantises the bundled model as `build-engine --precision int8` does, but keeps it whatever the gate says. Both are timed
-in turns in one run; prints medians, ratios and figures as JSON.
+Without `--int8` it quantises the float32 bundle as `build-engine --precision int8` does, but keeps it whatever the gate
+says. Both are timed in turns in one run; prints medians, ratios and figures as JSON. `gate` compares with what belongs
+to the int8 bundle: torch in int8 where it was trained so, else in float32; `from fp32` compares with float32.
 """
 
 from __future__ import annotations
@@ -50,16 +51,21 @@ def time_stages(engines: dict[str, Engine], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fp32", default="lite")
+    parser.add_argument("--int8", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    source = locate_bundle("lite")
+    source = locate_bundle(options.fp32)
     manifest = read_manifest(source)
     with tempfile.TemporaryDirectory() as between:
-        folder = Path(between)
-        compile_graphs(Job(source, folder, manifest, "onnxruntime", "int8", 1))
-        quantised = msgspec.structs.replace(manifest, precision="int8")
+        if options.int8:
+            folder, quantised = options.int8, read_manifest(options.int8)
+        else:
+            folder = Path(between)
+            compile_graphs(Job(source, folder, manifest, "onnxruntime", "int8", 1))
+            quantised = msgspec.structs.replace(manifest, precision="int8")
         engines = {
             "fp32": open_engine(source, manifest, options.threads),
             "int8": open_engine(folder, quantised, options.threads),
@@ -68,9 +74,11 @@ def main() -> None:
         report: dict[str, object] = {
             "ms": ms,
             "times as fast": {stage: ms[f"fp32 {stage}"] / ms[f"int8 {stage}"] for stage in ("encode", "fuse", "both")},
-            "gate": compare(engines["int8"], read_reference(source)),
-            "encoder bytes": {
-                name: (path / "encoder.onnx").stat().st_size for name, path in (("fp32", source), ("int8", folder))
+            "gate": compare(engines["int8"], read_reference(options.int8 or source)),
+            "from fp32": compare(engines["int8"], read_reference(source)),
+            "bytes": {
+                name: sum((path / file).stat().st_size for file in ("encoder.onnx", "fuser.onnx"))
+                for name, path in (("fp32", source), ("int8", folder))
             },
         }
         if options.data:

@@ -78,8 +78,8 @@ def _convert(module: nn.Module) -> None:
 def _take_pixels(stem: nn.Module, mean: Tensor, deviation: Tensor) -> None:
     """Let the first convolution take what `Pixels` gives."""
     assert isinstance(stem, Convolution8)
-    stem.weight.div_(deviation)
-    stem.bias.add_((stem.weight * (Pixels.PIXEL_ZERO - mean)).sum(dim=(1, 2, 3)))
+    stem.weight.div_(deviation * Pixels.STEP)
+    stem.bias.add_((stem.weight * (Pixels.PIXEL_ZERO - mean) * Pixels.STEP).sum(dim=(1, 2, 3)))
 
 
 @torch.no_grad()
