@@ -1,6 +1,7 @@
 """An int8 bundle beside the float32 one: time, what the gate measures, and PCK on held-out people.
 
-    python benchmarks/int8.py [--fp32 lite] [--int8 BUNDLE] [--data ../shared/data] [--rounds 60] [--threads 2]
+    python benchmarks/int8.py [--fp32 lite] [--int8 BUNDLE] [--data ../shared/data [--every 1]] [--rounds 60]
+        [--threads 2]
 
 Without `--int8` it quantises the float32 bundle as `build-engine --precision int8` does, but keeps it whatever the gate
 says. Both are timed in turns in one run; prints medians, ratios and figures as JSON. `gate` compares with what belongs
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--fp32", default="lite")
     parser.add_argument("--int8", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="of the held-out people take every n-th")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -86,7 +88,8 @@ def main() -> None:
             from streampose.train.pack_eval import engine_pck
             from streampose.train.pose import human_subjects
 
-            subjects = human_subjects(read_stills(options.data, "val", ["lspet"]))
+            subjects = human_subjects(read_stills(options.data, "val", ["lspet"]))[:: options.every]
+            report["people"] = len(subjects)
             report["pck01"] = {
                 f"{name} {state}": engine_pck(engine, subjects, share)
                 for name, engine in engines.items()

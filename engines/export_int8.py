@@ -131,7 +131,7 @@ class _Encoder(nn.Module):
             first.weight.copy_(first.weight.flip(1))
         last = features_rounding(encoder)
         _deploy(encoder)
-        encoder.out[-1][0].out = _Steps(last, outward=False)  # type: ignore[index, union-attr]
+        encoder.out[-1][0].out = _Steps(last, outward=False)  # type: ignore[index]
         self.encoder = encoder
 
     def forward(self, crops: Tensor) -> Tensor:

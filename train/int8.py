@@ -74,7 +74,8 @@ class Int8Task(PoseTask):
     def _encode(self, crops: Tensor) -> Tensor:
         """As `encode_windows`, with gradients."""
         frames = normalise(crops.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-        return self.model.encode(frames).contiguous().unflatten(0, crops.shape[:2])
+        features = self.model.encode(frames).contiguous()
+        return features.view(crops.shape[0], crops.shape[1], *features.shape[1:])
 
     def _show(self) -> None:
         """Run the network on the windows that it is calibrated by."""

@@ -67,7 +67,7 @@ class Fuser(nn.Module):
             raise UsageError(f'alignment is "per-frame" or "joint", not {alignment!r}')
         self.narrowing = narrow
         self.aligned_channels = motion_channels
-        self.taken = RoundingPlace(bounded=True)
+        self.taken: nn.Module = RoundingPlace(bounded=True)
         self.narrow = nn.Conv2d(channels, motion_channels, narrow, narrow)
         joint = alignment == "joint"
         self.alignment = (

@@ -46,7 +46,9 @@ def to_int8(network: FamiPose) -> FamiPose:
 
 def features_rounding(encoder: LiteEncoder) -> Rounding:
     """What rounds the features of an encoder in int8."""
-    last = encoder.out[-1][0]
+    block = encoder.out[-1]
+    assert isinstance(block, nn.Sequential)
+    last = block[0]
     assert isinstance(last, Convolution8)
     return last.out
 
@@ -87,10 +89,11 @@ def calibrate(network: FamiPose, run: Callable[[], object]) -> None:
     """Choose all steps by what passes while `run` runs a network of `to_int8` on typical windows, unrounded."""
     roundings = [part for part in network.modules() if isinstance(part, Rounding)]
     convolutions = [part for part in network.modules() if isinstance(part, Convolution8)]
-    for part in (*roundings, *convolutions):
+    parts: list[Rounding | Convolution8] = [*roundings, *convolutions]
+    for part in parts:
         part.watching = True
     run()
-    for part in (*roundings, *convolutions):
+    for part in parts:
         part.settle()
 
 

@@ -99,8 +99,8 @@ class Rounding(nn.Module):
 
 
 class Pixels(Rounding):
-    """Normalised pixels back to those of an 8-bit picture, less `PIXEL_ZERO`, in units of 64: the weights that meet them
-    are then of the size of others, and learn as fast."""
+    """Normalised pixels back to those of an 8-bit picture, less `PIXEL_ZERO`, in units of 64, so that the weights that
+    meet them are of the size of others, and learn as fast."""
 
     PIXEL_ZERO = 114
     STEP = 1 / 64
@@ -185,7 +185,8 @@ class Convolution8(nn.Module):
         weight = torch.fake_quantize_per_channel_affine(
             self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -WEIGHT_LIMIT, WEIGHT_LIMIT
         )
-        return self.out(functional.conv2d(x, weight, self.bias, *self.geometry))
+        y: Tensor = self.out(functional.conv2d(x, weight, self.bias, *self.geometry))
+        return y
 
     def _watch(self, x: Tensor) -> Tensor:
         source = getattr(x, "rounded_by", None)
