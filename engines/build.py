@@ -12,6 +12,7 @@ from torch import nn
 
 from streampose.engines.bundle import new_bundle, versions_of
 from streampose.engines.export import export_network, export_onnx
+from streampose.engines.export_int8 import export_int8
 from streampose.engines.manifest import GRAPHS, SCHEMA, Manifest, sha256, write_manifest
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.engines.parity import REFERENCE, check, compare, demo_frames, record
@@ -20,6 +21,7 @@ from streampose.errors import ModelError, UsageError
 from streampose.geometry import crop_affine
 from streampose.model import FamiPose, load
 from streampose.model.checkpoint import DETECTOR, load_detector, read_checkpoint
+from streampose.model.int8 import exactly, is_int8
 from streampose.model.person import PersonExport
 from streampose.people import PersonDetector, letterbox
 
@@ -59,13 +61,22 @@ def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float = 
     return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
 
 
+def precision_of(checkpoint: Path) -> str:
+    """In what a checkpoint's network computes, "fp32" or "int8".
+
+    Raises:
+        ModelError: the checkpoint is missing or damaged.
+    """
+    return str(read_checkpoint(checkpoint)[0].get("precision", "fp32"))
+
+
 def build_bundle(
     network: FamiPose, out: Path, name: str = "lite", input_size: tuple[int, int] | None = None
 ) -> Manifest:
     """Write a pose network as a bundle for ONNX Runtime, with what torch computes on the bundled clip.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode. One in int8 becomes a bundle in int8, and is compared with ONNX Runtime's integers.
         out: folder to write; it must not exist.
         name: of the model.
         input_size: (height, width) of the crops; by default the network's usual one.
@@ -76,14 +87,18 @@ def build_bundle(
         OutputError: `out` cannot be written.
     """
     input_size = input_size or network.input_size
+    precision = "int8" if is_int8(network) else "fp32"
+    if is_int8(network):
+        network = exactly(network)
     with new_bundle(out) as folder, torch.inference_mode():
-        export_network(network, folder, input_size)
+        export = export_int8 if is_int8(network) else export_network
+        export(network, folder, input_size)
         manifest = Manifest(
             schema=SCHEMA,
             kind="pose",
             name=name,
             target="onnxruntime",
-            precision="fp32",
+            precision=precision,
             input_size=input_size,
             input_format="uint8 BGR (P, H, W, 3)",
             files={file: sha256(folder / file) for file in (ENCODER, FUSER)},
@@ -95,7 +110,7 @@ def build_bundle(
         reference = record(TorchEngine(network, manifest), *gate_windows(input_size, network.offsets))
         reference.save(folder / REFERENCE)
         parity = compare(OnnxRuntimeEngine(folder, manifest), reference)
-        check(name, "fp32", parity)
+        check(name, precision, parity)
         files = manifest.files | {REFERENCE: sha256(folder / REFERENCE)}
         manifest = msgspec.structs.replace(manifest, parity=parity, files=files)
         write_manifest(folder, manifest)

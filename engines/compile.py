@@ -202,7 +202,7 @@ def build_engine(
     Raises:
         StreamposeError: see `compile_bundle` and `build_from_checkpoint`.
     """
-    precision = check_target(target, precision)
+    asked, precision = precision, check_target(target, precision)
     if (model is None) == (checkpoint is None):
         raise UsageError("build-engine takes one of --model and --checkpoint")
     if model is not None:
@@ -214,8 +214,15 @@ def build_engine(
     if out is None:
         raise UsageError("--checkpoint needs --out BUNDLE, whose name becomes the model's")
     assert checkpoint is not None
-    from streampose.engines.build import build_from_checkpoint
+    from streampose.engines.build import build_from_checkpoint, precision_of
 
+    if precision_of(checkpoint) == "int8":
+        if target != "onnxruntime" or asked not in (None, "int8"):
+            raise UsageError(
+                f"{checkpoint} was trained in int8, which is for --target onnxruntime --precision int8; build others "
+                "from the checkpoint in float32 that it was made from"
+            )
+        return build_from_checkpoint(checkpoint, out, score_threshold), out
     if (target, precision) == ("onnxruntime", "fp32"):
         return build_from_checkpoint(checkpoint, out, score_threshold), out
     if target != "onnxruntime":  # rather than after the export, which takes minutes

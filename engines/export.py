@@ -66,6 +66,7 @@ def export_onnx(
     outputs: Sequence[str],
     path: Path,
     metadata: dict[str, str],
+    extra: dict[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> None:
     """Write one graph as one file; the first axis of every input may be of any size from 1 on.
 
@@ -75,6 +76,7 @@ def export_onnx(
         outputs: names of the outputs.
         path: of the file.
         metadata: `metadata_props` of the file.
+        extra: how further operators are written, see `translations`.
     """
     batch = {0: torch.export.Dim("batch", min=1)}
     with _quiet():
@@ -86,7 +88,7 @@ def export_onnx(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=tuple(batch for _ in inputs),
-            custom_translation_table=translations(),
+            custom_translation_table={**translations(), **(extra or {})},
             verbose=False,
         )
     assert program is not None

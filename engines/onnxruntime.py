@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CHUNK = 4
 """People a run: on a CPU, eight at once cost half as much again a person, since their maps no longer fit its cache."""
 ENCODER, FUSER = GRAPHS["pose"]
+FEATURE_STEP = "streampose.feature_step"
+"""Property of an encoder in int8, whose features are uint8: what one is worth."""
 NAMES = [["crops", "features"], ["features", "transforms", "keypoints", "heatmaps"]]
 
 
@@ -64,6 +66,8 @@ class OnnxRuntimeEngine:
         expected = (1 + len(manifest.offsets), *self._encoder.get_outputs()[0].shape[1:])
         if windows != expected:
             raise ModelError(f"{folder}: {FUSER} takes windows of {windows}, {ENCODER} and the offsets make {expected}")
+        properties = self._encoder.get_modelmeta().custom_metadata_map
+        self._feature_step = np.float32(properties.get(FEATURE_STEP, 1))
         self._shapes = {node.name: tuple(node.shape[1:]) for node in self._fuser.get_outputs()}
 
     def encode(self, crops: Sequence[Crops]) -> list[Feature]:
@@ -81,7 +85,7 @@ class OnnxRuntimeEngine:
 
     def read(self, feature: Feature) -> NDArray[np.float32]:
         assert isinstance(feature, np.ndarray)
-        return feature
+        return feature if feature.dtype == np.float32 else feature * self._feature_step
 
     def _fuse(
         self, output: str, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]
@@ -89,7 +93,7 @@ class OnnxRuntimeEngine:
         self._check_windows(windows, transforms)
         parts = [np.zeros((0, *self._shapes[output]), np.float32)]
         for part in _chunks(len(windows)):
-            features = np.stack([np.stack([self.read(feature) for feature in window]) for window in windows[part]])
+            features = np.stack([np.stack([np.asarray(f) for f in window]) for window in windows[part]])
             parts.append(self._run(self._fuser, output, {"features": features, "transforms": transforms[part]}))
         return np.concatenate(parts)
 
@@ -98,9 +102,9 @@ class OnnxRuntimeEngine:
         if transforms.shape != expected or any(len(window) != expected[1] for window in windows):
             raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
 
-    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
         try:
-            return np.asarray(session.run([output], feed)[0], np.float32)
+            return np.asarray(session.run([output], feed)[0])
         except Exception as error:  # ONNX Runtime has a class of its own for every kind of failure
             raise ModelError(f"{self.manifest.name}: ONNX Runtime failed: {error}") from error
 

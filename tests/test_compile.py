@@ -31,7 +31,7 @@ Change = Callable[[Any, Any], tuple[Any, Any]]
 class HalfEngine(OnnxRuntimeEngine):
     """Graphs in half precision, as they are compiled for GPUs, on ONNX Runtime."""
 
-    def _run(self, session: Any, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def _run(self, session: Any, output: str, feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
         types = {node.name: np.float16 for node in session.get_inputs() if node.type == "tensor(float16)"}
         return super()._run(session, output, {name: v.astype(types.get(name, v.dtype)) for name, v in feed.items()})
 

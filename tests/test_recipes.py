@@ -35,7 +35,7 @@ SMALL = (
 
 def test_all_recipes_are_valid() -> None:
     names = {path.stem for path in RECIPES.glob("*.toml")}
-    assert names == {"lite", "person", "coco_hrnet_w48", *PAPER}
+    assert names == {"lite", "lite_int8", "person", "coco_hrnet_w48", *PAPER}
     assert all(read_recipe(name).name == name for name in names)
 
 

@@ -26,7 +26,7 @@ from streampose.train.loop import Batch
 from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
 from streampose.train.pack import Still, read_clips, read_stills
-from streampose.train.recipe import EncoderStage, FuserStage
+from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, WindowStage
 from streampose.train.sheet import draw_sheet
 from streampose.train.steadiness import longer_offsets, tremble_loss, views
 from streampose.train.windows import (
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 COARSE_WEIGHT = 0.3
 CELL_PX = 4.0
 SHEET_CROPS = 24
-Stage = EncoderStage | FuserStage
+Stage = EncoderStage | FuserStage | Int8Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class PoseData:
     skeleton: Skeleton
 
 
-class _PoseTask:
-    """What both stages share; see `Task`."""
+class PoseTask:
+    """What all stages share; see `Task`."""
 
     def __init__(self, model: FamiPose, data: PoseData, stage: Stage) -> None:
         self.model = model
@@ -100,7 +100,7 @@ class _PoseTask:
         return draw_sheet([sample["crops"][0] for sample in samples], keypoints, labels, self.data.skeleton)
 
 
-class EncoderTask(_PoseTask):
+class EncoderTask(PoseTask):
     """The encoder and its heads on single frames."""
 
     stage: EncoderStage
@@ -134,7 +134,7 @@ class EncoderTask(_PoseTask):
         return {"pck01": window_pck(model, self.data.val, self.stage.size, 0).single}
 
 
-class FuserTask(_PoseTask):
+class FuserTask(PoseTask):
     """The fuser on the features of a frozen encoder."""
 
     stage: FuserStage
@@ -188,11 +188,16 @@ class FuserTask(_PoseTask):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, FamiPose)
-        figures: dict[str, float] = {}
-        for name, share in (("clean", 0.0), ("corrupt", 1.0)):
-            result = window_pck(model, self.data.val, self.stage.size, share)
-            figures |= {f"pck01_{name}_single": result.single, f"pck01_{name}_five": result.fused}
-        return figures
+        return both_pcks(model, self.data.val, self.stage.size)
+
+
+def both_pcks(model: FamiPose, people: Sequence[Subject], size: tuple[int, int]) -> dict[str, float]:
+    """PCK@0.1 of windows with a clean and with a corrupted key frame, of the single frame and of all frames."""
+    figures: dict[str, float] = {}
+    for name, share in (("clean", 0.0), ("corrupt", 1.0)):
+        result = window_pck(model, people, size, share)
+        figures |= {f"pck01_{name}_single": result.single, f"pck01_{name}_five": result.fused}
+    return figures
 
 
 def frozen_encoder(model: FamiPose) -> nn.Module:
@@ -288,7 +293,7 @@ def read_data(stage: Stage, data: Path) -> PoseData:
     Raises:
         UsageError: an unknown data set or augmentation, or the folder is not in the data set's layout.
     """
-    offsets = stage.offsets if isinstance(stage, FuserStage) else ()
+    offsets = stage.offsets if isinstance(stage, WindowStage) else ()
     if isinstance(stage, FuserStage) and stage.steadiness:
         offsets = longer_offsets(offsets)
     settings = _window_settings(stage, offsets)
@@ -306,8 +311,10 @@ def read_data(stage: Stage, data: Path) -> PoseData:
 
 def _window_settings(stage: Stage, offsets: tuple[int, ...]) -> WindowSettings:
     settings = WindowSettings(size=stage.size, offsets=offsets, maps=int(stage.distil > 0))
+    if isinstance(stage, WindowStage):
+        settings = replace(settings, corrupt_key=stage.corrupt_key)
     if isinstance(stage, FuserStage):
-        settings = replace(settings, corrupt_key=stage.corrupt_key, all_frames=int(stage.steadiness > 0))
+        settings = replace(settings, all_frames=int(stage.steadiness > 0))
     known = {field.name for field in fields(WindowSettings)} - {"size", "offsets", "corrupt_key", "maps", "all_frames"}
     unknown = sorted(set(stage.augment) - known)
     if unknown:

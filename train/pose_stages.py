@@ -11,13 +11,15 @@ from torch.utils.data import Dataset, default_collate
 from streampose.errors import ModelError, UsageError
 from streampose.model import FamiPose, fami_pose, load, normalise
 from streampose.model.fuser import Fuser
+from streampose.model.int8 import is_int8
 from streampose.model.lite import LiteEncoder
 from streampose.skeleton import Skeleton
 from streampose.train.from_bundle import is_bundle, pose_of_bundle, settle
 from streampose.train.hard import hardest
+from streampose.train.int8 import Int8Task
 from streampose.train.loop import Batch
 from streampose.train.pose import EncoderTask, FuserTask, Stage, read_data
-from streampose.train.recipe import EncoderStage, FuserStage
+from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage
 from streampose.train.windows import Windows
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,25 @@ def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
     return FuserTask(model, content, stage)
 
 
+def int8_task(stage: Int8Stage, data: Path, before: Path | None) -> Int8Task:
+    """The task of a stage in int8 on the folder `data`, from the checkpoint of the fuser stage before, or the stage's
+    `weights`.
+
+    Raises:
+        UsageError: no stage before it and no `weights`.
+        ModelError: weights that are missing, damaged or of another network.
+    """
+    known = _known(stage, before)
+    if known is None:
+        raise UsageError(f'the stage {stage.name} needs a fuser stage before it, or weights = "FILE"')
+    content = read_data(stage, data)
+    wanted = {"backbone": "lite", "skeleton": content.skeleton.name, "offsets": list(stage.offsets)}
+    found = {key: known.description[key] for key in wanted}
+    if found != wanted:
+        raise ModelError(f"{before or stage.weights} is {found}, not {wanted}, which this stage trains")
+    return Int8Task(known, content, stage)
+
+
 def _take_fuser(model: FamiPose, known: FamiPose, origin: str | Path, windows: Dataset[Batch]) -> None:
     """Begin with the fuser of a known network.
 
@@ -92,12 +113,15 @@ def _take_fuser(model: FamiPose, known: FamiPose, origin: str | Path, windows: D
 def _known(stage: Stage, before: Path | None) -> FamiPose | None:
     """The network that a stage begins with, if there is one."""
     if before is not None:
-        return load(before)
+        return _load(str(before))
     return _load(stage.weights) if stage.weights else None
 
 
 def _load(weights: str) -> FamiPose:
-    return pose_of_bundle(weights) if is_bundle(weights) else load(Path(weights))
+    network = pose_of_bundle(weights) if is_bundle(weights) else load(Path(weights))
+    if is_int8(network):
+        raise ModelError(f"{weights} is in int8, and a stage begins with float32; give what it was made from")
+    return network
 
 
 def _frames(windows: Dataset[Batch]) -> list[torch.Tensor]:

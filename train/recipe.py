@@ -102,13 +102,23 @@ class EncoderStage(_PoseStage, tag_field="kind", tag="encoder", frozen=True):
             raise ValueError('hard is a share, 0 to 1, and belongs to data = "pack"')
 
 
-class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
-    """The fuser on the features of the encoder before it, which is frozen.
+class WindowStage(_PoseStage, frozen=True):
+    """What the stages on windows have in common.
 
     Attributes:
         offsets: supporting frames relative to the key frame.
-        alignment: see `fami_pose`.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered.
+    """
+
+    offsets: tuple[int, ...] = (-4, -3, -2, -1)
+    corrupt_key: float = 0.5
+
+
+class FuserStage(WindowStage, tag_field="kind", tag="fuser", frozen=True):
+    """The fuser on the features of the encoder before it, which is frozen.
+
+    Attributes:
+        alignment: see `fami_pose`.
         support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
             Gaussian heatmaps it is divided by their number of cells.
         fuser_weights: after an encoder stage: what alignment and trust begin with, see `weights`; "" for random ones.
@@ -116,9 +126,7 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
             last three frames, and all three are learnt.
     """
 
-    offsets: tuple[int, ...] = (-4, -3, -2, -1)
     alignment: Literal["per-frame", "joint"] = "per-frame"
-    corrupt_key: float = 0.5
     support_information: float = 0.0
     fuser_weights: str = ""
     steadiness: float = 0.0
@@ -127,6 +135,24 @@ class FuserStage(_PoseStage, tag_field="kind", tag="fuser", frozen=True):
         super().__post_init__()
         if self.steadiness and (self.heatmap != "distribution" or self.support_information or max(self.offsets) >= 0):
             raise ValueError('steadiness goes with heatmap = "distribution", past offsets, and no support_information')
+
+
+class Int8Stage(WindowStage, tag_field="kind", tag="int8", frozen=True):
+    """A lite network after a fuser stage, or `weights`, in int8: it learns to compute what it computes in float32.
+
+    Attributes:
+        calibration: windows by which the steps are chosen before training.
+        features: weight of the features' squared error, beside the heatmaps' divergence.
+    """
+
+    calibration: int = 64
+    features: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibration < 1 or self.distil:
+            raise ValueError("calibration is at least 1, and distil belongs to the other stages")
+        _check_numbers("stage", {"features": self.features})
 
 
 class PersonStage(msgspec.Struct, tag_field="kind", tag="person", forbid_unknown_fields=True, frozen=True):
@@ -168,7 +194,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A file of `train/recipes`: stages trained one after the other, each from the weights of the one before."""
 
     name: str
-    stage: list[EncoderStage | FuserStage | PersonStage]
+    stage: list[EncoderStage | FuserStage | Int8Stage | PersonStage]
 
     def __post_init__(self) -> None:
         if not self.stage:

@@ -15,12 +15,13 @@ from streampose.train.checkpoint import NAME, read
 from streampose.train.distributed import Group, open_group
 from streampose.train.loop import Task, fit
 from streampose.train.person import person_task
-from streampose.train.pose_stages import encoder_task, fuser_task
-from streampose.train.recipe import EncoderStage, FuserStage, PersonStage, Recipe, read_recipe
+from streampose.train.pose_stages import encoder_task, fuser_task, int8_task
+from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, PersonStage, Recipe, read_recipe
 
 log = logging.getLogger(__name__)
 
 SAVED = "recipe.json"
+AnyStage = EncoderStage | FuserStage | Int8Stage | PersonStage
 CHANGEABLE = {
     "steps", "epochs", "milestones", "workers", "threads", "device", "log_every", "checkpoint_every", "validate_every",
 }  # fmt: skip
@@ -108,7 +109,7 @@ def _check_same(out: Path, recipe: Recipe) -> None:
                 )
 
 
-def _flat(stage: EncoderStage | FuserStage | PersonStage) -> dict[str, Any]:
+def _flat(stage: AnyStage) -> dict[str, Any]:
     """A stage's settings by their keys, those of its loop as "loop.KEY"."""
     values: dict[str, Any] = msgspec.to_builtins(stage)
     loop = values.pop("loop")
@@ -126,12 +127,14 @@ def _check_later(out: Path, recipe: Recipe, place: int, done: int, steps: int) -
         )
 
 
-def _task(stage: EncoderStage | FuserStage | PersonStage, data: Path, before: Path | None) -> Task:
+def _task(stage: AnyStage, data: Path, before: Path | None) -> Task:
     match stage:
         case EncoderStage():
             return encoder_task(stage, data, before)
         case FuserStage():
             return fuser_task(stage, data, before)
+        case Int8Stage():
+            return int8_task(stage, data, before)
         case PersonStage():
             return person_task(stage, data, before)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streampose.model.mobile import conv_bn
+from streampose.model.mobile import RoundingPlace, conv_bn
 from streampose.plugins.deform_conv import deform_conv2d
 
 KERNEL = 3
@@ -70,12 +70,14 @@ class GlobalTransformation(nn.Module):
 
     def __init__(self, channels: int, hidden: int = 32) -> None:
         super().__init__()
+        self.pair = RoundingPlace()
         self.match = nn.Sequential(conv_bn(2 * channels, hidden, 3), conv_bn(hidden, hidden, 3, 2))
         self.translation = nn.Linear(hidden, 2)
         zero(self.translation)
 
     def forward(self, key: Tensor, support: Tensor) -> Tensor:
-        y: Tensor = self.translation(self.match(torch.cat([key, support], dim=1)).mean(dim=(2, 3)))
+        pair = self.pair(torch.cat([key, support], dim=1))
+        y: Tensor = self.translation(self.match(pair).mean(dim=(2, 3)))
         return y
 
 
@@ -90,6 +92,7 @@ class LocalOffsets(nn.Module):
     def __init__(self, channels: int, groups: int, hidden: int = 48) -> None:
         super().__init__()
         self.groups = groups
+        self.pair = RoundingPlace()
         self.body = nn.Sequential(
             conv_bn(2 * channels, hidden), conv_bn(hidden, hidden, 5, groups=hidden), conv_bn(hidden, hidden)
         )
@@ -97,7 +100,7 @@ class LocalOffsets(nn.Module):
         zero(self.out)
 
     def forward(self, key: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.out(self.body(torch.cat([key, support], dim=1)))
+        y = self.out(self.body(self.pair(torch.cat([key, support], dim=1))))
         split = 2 * self.groups * TAPS
         return y[:, :split].unflatten(1, (self.groups, TAPS, 2)), y[:, split:].sigmoid()
 
@@ -209,6 +212,7 @@ class JointAlignment(nn.Module):
         super().__init__()
         self.supports = supports
         self.single = Alignment(channels, groups)
+        self.moved = RoundingPlace()
         self.aggregate = conv_bn(supports * channels, channels)
 
     def forward(self, key: Tensor, supports: Tensor, transforms: Tensor, cell_px: float) -> tuple[Tensor, Tensor]:
@@ -220,6 +224,6 @@ class JointAlignment(nn.Module):
         affines, translation = self.single.place(repeated, flat, transforms.flatten(0, 1), cell_px)
         with full_precision(flat):
             moved = warp(flat.float(), affines)
-        merged = self.aggregate(moved.view(batch, -1, *moved.shape[2:]))
+        merged = self.aggregate(self.moved(moved.view(batch, -1, *moved.shape[2:])))
         still = torch.eye(2, 3, device=key.device).expand(batch, 2, 3)
         return self.single.sample(key, merged, still).unsqueeze(1), translation.view(batch, count, 2)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from streampose.errors import ModelError, OutputError, UsageError
 from streampose.model.hrnet import detect_width, own_name
+from streampose.model.int8 import PRECISION, to_int8
 from streampose.model.network import FamiPose, fami_pose
 from streampose.model.person import PersonNetwork
 from streampose.model.released import BACKBONE, from_released
@@ -89,6 +90,8 @@ def load(path: Path) -> FamiPose:
             description["backbone"], description["offsets"], variant=description["variant"],
             skeleton=description["skeleton"], alignment=description["alignment"], heatmap=description["heatmap"],
         )  # fmt: skip
+        if description.get("precision") == PRECISION:
+            network = to_int8(network)
         network.load_state_dict(state)
     except (KeyError, UsageError) as error:
         raise ModelError(f"{path} describes a network that this version does not know: {error}") from error

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from streampose.errors import UsageError
 from streampose.model.align import Alignment, JointAlignment, zero
-from streampose.model.mobile import conv_bn, separable
+from streampose.model.mobile import RoundingPlace, conv_bn, separable
 
 STRIDE = 4
 
@@ -67,14 +67,17 @@ class Fuser(nn.Module):
             raise UsageError(f'alignment is "per-frame" or "joint", not {alignment!r}')
         self.narrowing = narrow
         self.aligned_channels = motion_channels
+        self.taken: nn.Module = RoundingPlace(bounded=True)
         self.narrow = nn.Conv2d(channels, motion_channels, narrow, narrow)
         joint = alignment == "joint"
         self.alignment = (
             JointAlignment(motion_channels, supports, groups) if joint else Alignment(motion_channels, groups)
         )
+        self.pair, self.known = RoundingPlace(), RoundingPlace()
         self.trust = nn.Sequential(conv_bn(2 * motion_channels, 16), nn.Conv2d(16, 1, 1))
         self.gather = conv_bn(2 * motion_channels, width)
         first, depth = conv_bn(channels + width, width), (separable(width, width, 5), separable(width, width))
+        self.finest = RoundingPlace(bounded=True)
         last = nn.Conv2d(width, channels, 1)
         zero(last)
         self.correct = nn.Sequential(first, *depth, last)
@@ -89,16 +92,16 @@ class Fuser(nn.Module):
 
     def forward(self, features: Tensor, transforms: Tensor) -> Fused:
         batch, frames = features.shape[:2]
-        motion = self.narrow(features.flatten(0, 1)).unflatten(0, (batch, frames))
+        motion = self.narrow(self.taken(features.flatten(0, 1))).unflatten(0, (batch, frames))
         key, supports = motion[:, 0], motion[:, 1:]
         aligned, translations = self.alignment(key, supports, transforms[:, 1:], cell_px=float(STRIDE * self.narrowing))
         pairs = torch.cat([key.unsqueeze(1).expand_as(aligned), aligned], dim=2)
-        trust = self.trust(pairs.flatten(0, 1)).unflatten(0, (batch, aligned.shape[1])).softmax(dim=1)
-        gathered = self.gather(torch.cat([key, (trust * aligned).sum(dim=1)], dim=1))
+        trust = self.trust(self.pair(pairs.flatten(0, 1))).unflatten(0, (batch, aligned.shape[1])).softmax(dim=1)
+        gathered = self.gather(self.known(torch.cat([key, (trust * aligned).sum(dim=1)], dim=1)))
         if self.narrowing > 1:
             gathered = functional.interpolate(
                 gathered, scale_factor=float(self.narrowing), mode="bilinear", align_corners=False
             )
-        correction = self.correct(torch.cat([features[:, 0], gathered], dim=1))
-        fused = features[:, 0] + correction
+        now = self.taken(features[:, 0])
+        fused = now + self.correct(self.finest(torch.cat([now, gathered], dim=1)))
         return Fused(self.head(fused), aligned, translations, fused)

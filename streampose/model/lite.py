@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streampose.model.mobile import EfficientNetLite0, conv_bn, separable
+from streampose.model.mobile import EfficientNetLite0, RoundingPlace, conv_bn, separable
 
 PYRAMID_CHANNELS = 64
 FEATURE_CHANNELS = 32
@@ -22,6 +22,7 @@ class LiteEncoder(nn.Module):
         self.trunk = EfficientNetLite0()
         self.channels = FEATURE_CHANNELS
         self.lateral = nn.ModuleList(conv_bn(c, PYRAMID_CHANNELS, act=False) for c in self.trunk.channels)
+        self.sums = nn.ModuleList(RoundingPlace() for _ in self.trunk.channels[1:])
         self.smooth = nn.ModuleList(separable(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 5) for _ in self.trunk.channels)
         self.out = nn.Sequential(
             separable(PYRAMID_CHANNELS, PYRAMID_CHANNELS), conv_bn(PYRAMID_CHANNELS, self.channels)
@@ -40,7 +41,7 @@ class LiteEncoder(nn.Module):
         for level in reversed(range(len(maps))):
             y = self.lateral[level](maps[level])
             if top is not None:
-                y = y + functional.interpolate(top, scale_factor=2.0, mode="nearest")
+                y = self.sums[level](y + functional.interpolate(top, scale_factor=2.0, mode="nearest"))
             top = self.smooth[level](y)
             levels.append(top)
         levels[-1] = self.out(levels[-1])

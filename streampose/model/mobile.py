@@ -36,6 +36,18 @@ LITE0_STAGES = (
 BATCH_NORM_EPS = 1e-3
 
 
+class RoundingPlace(nn.Identity):
+    """Where a network in int8 rounds, see `streampose.model.int8`; in others nothing happens here.
+
+    Args:
+        bounded: what comes by lies in 0..6.
+    """
+
+    def __init__(self, bounded: bool = False) -> None:
+        super().__init__()
+        self.bounded = bounded
+
+
 def conv_bn(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
 ) -> nn.Sequential:
@@ -75,10 +87,12 @@ class InvertedResidual(nn.Module):
         self.depthwise = conv_bn(hidden, hidden, kernel, stride, groups=hidden)
         self.project = conv_bn(hidden, outputs, act=False)
         self.residual = stride == 1 and inputs == outputs
+        if self.residual:
+            self.sum = RoundingPlace()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
+        return self.sum(x + y) if self.residual else y
 
 
 class EfficientNetLite0(nn.Module):
