@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the [train] extra")
 
 from streampose.train.bootstrap import wilson
+from streampose.train.operating_point import choose, operating_points
 from streampose.train.pack import Person
 from streampose.train.pack_eval import person_figures
 from streampose.train.person_figures import detection_figures, human_labelled, judge, quietest
@@ -137,3 +138,20 @@ def test_ours_less_theirs_on_the_same_pictures() -> None:
     assert figures["yolox_nano"]["nothing_found_without_people"] == 0
     same = person_figures(ours, ours, scenes, (0.1, 0.1))["person_less_yolox_nano"]["from_60_px"]["all"]
     assert same["recall_95"] == same["ap50_95"] == (0, 0)
+
+
+def test_the_lowest_threshold_that_keeps_the_rule_is_chosen() -> None:
+    """Precision asks for 0.4 at least, the pictures without people for 0.6, the alarms for 0.5 or nothing."""
+    scenes = [scene("lspet", person(BOX, human=True))] * 10 + [scene("davis_neg")] * 10
+    answers = [found((BOX, 0.8), (NOBODY, 0.39))] * 6 + [found((BOX, 0.55), (NOBODY, 0.49))] + [found((BOX, 0.7))] * 3
+    answers += [found((NOBODY, 0.59))] + [found()] * 9
+    points = operating_points(answers, scenes)
+    chosen = choose(points, 0.1)
+    assert chosen is not None
+    assert (chosen.threshold, chosen.recall, chosen.silent, chosen.false_alarms) == (0.6, 0.9, 1, 0)
+    at = {point.threshold: point for point in points}
+    assert at[0.39].faults(0.1) == ("precision", "false alarms", "silence")
+    assert at[0.45].faults(0.1) == ("silence",)
+    assert at[0.45].faults(0.05) == ("false alarms", "silence")
+    assert (at[0.45].human_recall, at[0.45].false_alarms, at[0.45].silent) == (1, 0.1, 0.9)
+    assert choose([at[0.39], at[0.45]], 0.1) is None
