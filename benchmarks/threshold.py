@@ -2,9 +2,9 @@
 
     python benchmarks/threshold.py --data ../shared/data [--detector person]
 
-The rule: the lowest threshold with precision from 0.85 (people from 60 px), no more false alarms a picture of LSPet than
-YOLOX-nano has at its own threshold, and nothing found on 98 % of the pictures without people. Exit code 1 where none
-keeps it. The threshold goes into `streampose build-engine --score-threshold`.
+The rule: the lowest threshold with a precision of 0.85 at least (people from 60 px), no more false alarms a picture of
+LSPet than YOLOX-nano has at its own threshold, and nothing found on 98 % of the pictures without people. Exit code 1
+where none keeps it. The threshold goes into `streampose build-engine --score-threshold`.
 """
 
 from __future__ import annotations

@@ -143,8 +143,8 @@ def test_ours_less_theirs_on_the_same_pictures() -> None:
 def test_the_lowest_threshold_that_keeps_the_rule_is_chosen() -> None:
     """Precision asks for 0.4 at least, the pictures without people for 0.6, the alarms for 0.5 or nothing."""
     scenes = [scene("lspet", person(BOX, human=True))] * 10 + [scene("davis_neg")] * 10
-    answers = [found((BOX, 0.8), (NOBODY, 0.39))] * 6 + [found((BOX, 0.55), (NOBODY, 0.49))] + [found((BOX, 0.7))] * 3
-    answers += [found((NOBODY, 0.59))] + [found()] * 9
+    answers = [found((BOX, 0.8), (NOBODY, 0.395))] * 6 + [found((BOX, 0.55), (NOBODY, 0.495))] + [found((BOX, 0.7))] * 3
+    answers += [found((NOBODY, 0.595))] + [found()] * 9
     points = operating_points(answers, scenes)
     chosen = choose(points, 0.1)
     assert chosen is not None
