@@ -142,16 +142,18 @@ def test_ours_less_theirs_on_the_same_pictures() -> None:
 
 def test_the_lowest_threshold_that_keeps_the_rule_is_chosen() -> None:
     """Precision asks for 0.4 at least, the pictures without people for 0.6, the alarms for 0.5 or nothing."""
-    scenes = [scene("lspet", person(BOX, human=True))] * 10 + [scene("davis_neg")] * 10
-    answers = [found((BOX, 0.8), (NOBODY, 0.395))] * 6 + [found((BOX, 0.55), (NOBODY, 0.495))] + [found((BOX, 0.7))] * 3
+    scenes = [scene("lspet", person(BOX, human=True))] * 20 + [scene("davis_neg")] * 10
+    answers = (
+        [found((BOX, 0.8), (NOBODY, 0.395))] * 6 + [found((BOX, 0.55), (NOBODY, 0.495))] + [found((BOX, 0.7))] * 13
+    )
     answers += [found((NOBODY, 0.595))] + [found()] * 9
     points = operating_points(answers, scenes)
-    chosen = choose(points, 0.1)
+    chosen = choose(points, 0.05)
     assert chosen is not None
-    assert (chosen.threshold, chosen.recall, chosen.silent, chosen.false_alarms) == (0.6, 0.9, 1, 0)
+    assert (chosen.threshold, chosen.recall, chosen.silent, chosen.false_alarms) == (0.6, 0.95, 1, 0)
     at = {point.threshold: point for point in points}
-    assert at[0.39].faults(0.1) == ("precision", "false alarms", "silence")
-    assert at[0.45].faults(0.1) == ("silence",)
-    assert at[0.45].faults(0.05) == ("false alarms", "silence")
-    assert (at[0.45].human_recall, at[0.45].false_alarms, at[0.45].silent) == (1, 0.1, 0.9)
-    assert choose([at[0.39], at[0.45]], 0.1) is None
+    assert at[0.39].faults(0.05) == ("precision", "false alarms", "silence")
+    assert at[0.45].faults(0.05) == ("silence",)
+    assert at[0.45].faults(0.02) == ("false alarms", "silence")
+    assert (at[0.45].human_recall, at[0.45].false_alarms, at[0.45].silent) == (1, 0.05, 0.9)
+    assert choose([at[0.39], at[0.45]], 0.05) is None
