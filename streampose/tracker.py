@@ -33,6 +33,11 @@ _POSE_SHARE = 0.7
 follows the detector calmly."""
 _FEWEST_JOINTS = 5
 """How many joints two poses must share to be called the same."""
+_CALM_S = 0.4
+"""Over how long the velocity is averaged with which somebody goes on who is not seen."""
+_REACH = 0.1
+_REACH_PER_S = 0.8
+"""How far from where they are expected people reappear, in longer sides of their box, at once and more by the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class TrackerSettings:
         poor_pose: keypoint quality under which a track needs the detector.
         hopeless_pose: keypoint quality under which one missed detection is enough, and under which a track without a
             good detection is not published.
-        same_pose: OKS from which two tracks are one person.
+        same_pose: OKS from which two tracks were given the pose of one person.
         joint_score: keypoints below it say nothing.
     """
 
@@ -82,12 +87,14 @@ class _State:
     life: _Life
     track_id: int | None = None
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
+    calm: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     keypoints: NDArray[np.float32] | None = None
     pose_s: float = 0.0
     quality: float = 1.0
     posed: bool = False
     missed: int = 0
     lost_s: float = 0.0
+    hidden_s: float | None = None
     fresh: bool = True
 
     def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
@@ -174,14 +181,20 @@ class Tracker:
             The poses to publish: everybody followed, without those that turned out to be somebody else.
         """
         states = {state.key: state for state in self._states}
-        for track, points in zip(tracks, keypoints, strict=True):
-            if track.key in states:
-                self._follow(states[track.key], pts_s, points)
-        self._merge()
+        found = {
+            track.key: points
+            for track, points in zip(tracks, keypoints, strict=True)
+            if track.key in states and states[track.key].life is _Life.ACTIVE
+        }
+        self._tell_apart([(states[key], points) for key, points in found.items()], pts_s)
+        for key, points in found.items():
+            if states[key].hidden_s is None:
+                self._follow(states[key], pts_s, points)
+        self._revive()
         poses = []
         for track, points in zip(tracks, keypoints, strict=True):
             state = states.get(track.key)
-            if state is None or state.life is not _Life.ACTIVE or self._doubtful(state):
+            if state is None or state.life is not _Life.ACTIVE or state.hidden_s is not None or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
@@ -202,11 +215,12 @@ class Tracker:
         return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
     def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Match detections with tracks: first those in view, then what is left with the lost ones."""
+        """Match detections with tracks: first those in view, then what is left with those hidden, then with the lost."""
         free = list(range(len(boxes)))
-        for lives in ((_Life.ACTIVE, _Life.TENTATIVE), (_Life.LOST,)):
-            states = [state for state in self._states if state.life in lives]
-            least = self._set.min_return if _Life.LOST in lives else self._set.min_match
+        seen = [s for s in self._states if s.life is not _Life.LOST and s.hidden_s is None]
+        hidden = [s for s in self._states if s.hidden_s is not None]
+        lost = [s for s in self._states if s.life is _Life.LOST]
+        for states, least in ((seen, self._set.min_match), (hidden, self._set.min_return), (lost, self._set.min_return)):
             for state, index in self._match(states, boxes, free, least):
                 self._seen(state, boxes[index], float(scores[index]))
                 free.remove(index)
@@ -233,7 +247,7 @@ class Tracker:
         for row, state in enumerate(states):
             gap = np.linalg.norm(centre(found) - centre(state.box), axis=1) / longer_side(state.box)
             ratio = longer_sides(found) / longer_side(state.box)
-            near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap, 0.0)
+            near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap * _REACH / self._reach(state), 0.0)
             alike[row] = np.maximum(alike[row], near)
             pose = state.pose_at(self._now_s)
             if pose is not None:
@@ -246,13 +260,18 @@ class Tracker:
             if alike[row, column] >= least
         ]
 
+    def _reach(self, state: _State) -> float:
+        """How far somebody may be from where they are expected, in longer sides of their box."""
+        since_s = state.lost_s if state.life is _Life.LOST else state.hidden_s
+        return _REACH + (0.0 if since_s is None else _REACH_PER_S * (self._now_s - since_s))
+
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
         agree = float(box_iou(state.box[None], box[None])[0, 0])
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
-        if state.life is _Life.LOST:
+        if state.life is _Life.LOST or state.hidden_s is not None:
             gain = np.float32(1.0)
-            state.keypoints, state.velocity = None, np.zeros(2, np.float32)
+            state.keypoints, state.velocity, state.hidden_s = None, state.calm.copy(), None
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
         state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
@@ -271,6 +290,8 @@ class Tracker:
                 astray = np.median(keypoints[both, :2] - expected[both, :2], axis=0).astype(np.float32)
                 limit = 4.0 * longer_side(state.box)
                 state.velocity = np.clip(state.velocity + 0.4 * astray / dt_s, -limit, limit).astype(np.float32)
+                share = np.float32(1 - np.exp(-dt_s / _CALM_S))
+                state.calm = (state.calm + share * (state.velocity - state.calm)).astype(np.float32)
                 if not state.fresh:
                     state.box = shifted(state.box, 0.7 * astray)
         reached = extent(keypoints, self._set.joint_score)
@@ -281,7 +302,10 @@ class Tracker:
     def _retire(self) -> None:
         """Let go of tracks that left, that nothing confirms, or that were lost for too long."""
         for state in self._states:
-            if state.life is _Life.ACTIVE:
+            if state.hidden_s is not None:
+                if self._now_s - state.hidden_s > self._set.memory_s:
+                    self._lose(state)
+            elif state.life is _Life.ACTIVE:
                 unseen = state.missed >= self._set.missed_runs and state.quality < self._set.poor_pose
                 hopeless = state.missed >= 1 and state.quality < self._set.hopeless_pose
                 alone = self._now_s - state.detected_s > self._set.unseen_s
@@ -296,18 +320,48 @@ class Tracker:
         ]
 
     def _lose(self, state: _State) -> None:
-        state.life, state.lost_s = _Life.LOST, self._now_s
+        state.life, state.lost_s, state.hidden_s = _Life.LOST, self._now_s, None
+        state.velocity = state.calm.copy()
 
-    def _merge(self) -> None:
-        """Of two tracks with the same pose the younger goes; a lost one's id goes on where its pose reappears."""
-        active = [s for s in self._states if s.life is _Life.ACTIVE and s.keypoints is not None]
-        active.sort(key=lambda state: (state.track_id is None, state.born_s, state.key))
-        for place, older in enumerate(active):
-            for younger in active[place + 1 :]:
-                if older.life is _Life.ACTIVE and younger.life is _Life.ACTIVE and self._same(older, younger):
+    def _hide(self, state: _State) -> None:
+        """Somebody stands in front: the track goes on as it went, without looking at what its crop shows."""
+        if state.hidden_s is None:
+            state.hidden_s, state.velocity = self._now_s, state.calm.copy()
+
+    def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
+        """Give a pose that two tracks were given to the one that expected it; the other is hidden, or, where it was
+        never published, no second person. Who was hidden is seen again with a pose of their own."""
+        order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
+        twins: set[int] = set()
+        for place, (older, points) in enumerate(order):
+            for younger, others in order[place + 1 :]:
+                if not self._coincide(points, others):
+                    continue
+                twins |= {older.key, younger.key}
+                if younger.track_id is None:
                     self._lose(younger)
-        for state in active:
-            if state.life is not _Life.ACTIVE or state.track_id is not None:
+                elif self._astray(younger, others, pts_s) < self._astray(older, points, pts_s):
+                    self._hide(older)
+                else:
+                    self._hide(younger)
+        for state, points in found:
+            expected = state.pose_at(pts_s)
+            if state.hidden_s is not None and state.key not in twins and expected is not None:
+                if self._coincide(points, expected, self._set.same_pose / 2):
+                    state.hidden_s = None
+
+    def _astray(self, state: _State, points: NDArray[np.float32], pts_s: float) -> float:
+        """How far a pose is from where a track expects its own: the median over joints, pixels; who expects none is
+        farthest."""
+        expected = state.pose_at(pts_s)
+        if expected is None:
+            return float("inf")
+        return float(np.median(np.linalg.norm(points[:, :2] - expected[:, :2], axis=1)))
+
+    def _revive(self) -> None:
+        """A lost track's id goes on where its pose reappears."""
+        for state in self._states:
+            if state.life is not _Life.ACTIVE or state.track_id is not None or state.keypoints is None:
                 continue
             lost = next((s for s in self._states if s.life is _Life.LOST and s.track_id and self._same(s, state)), None)
             if lost is not None:
@@ -315,14 +369,18 @@ class Tracker:
         self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
 
     def _same(self, a: _State, b: _State) -> bool:
-        """Whether two poses coincide: OKS over the joints that both are sure of, at the size these span."""
+        """Whether the poses of two tracks coincide now."""
         first, second = a.pose_at(self._now_s), b.pose_at(self._now_s)
-        if first is None or second is None:
-            return False
+        return first is not None and second is not None and self._coincide(first, second)
+
+    def _coincide(
+        self, first: NDArray[np.float32], second: NDArray[np.float32], least: float | None = None
+    ) -> bool:
+        """Whether two poses are one: OKS over the joints that both are sure of, at the size these span."""
         floor = self._set.joint_score
         both = (first[:, 2] > floor) & (second[:, 2] > floor)
         if both.sum() < _FEWEST_JOINTS:
             return False
         points = np.concatenate([first[both, :2], second[both, :2]])
         area = float(np.ptp(points, axis=0).prod())
-        return oks(first, second, area, floor, self._skeleton) >= self._set.same_pose
+        return oks(first, second, area, floor, self._skeleton) >= (least or self._set.same_pose)
