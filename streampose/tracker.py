@@ -220,7 +220,7 @@ class Tracker:
         seen = [s for s in self._states if s.life is not _Life.LOST and s.hidden_s is None]
         hidden = [s for s in self._states if s.hidden_s is not None]
         lost = [s for s in self._states if s.life is _Life.LOST]
-        for states, least in ((seen, self._set.min_match), (hidden, self._set.min_return), (lost, self._set.min_return)):
+        for states, least in ((seen, self._set.min_match), (hidden, self._set.min_match), (lost, self._set.min_return)):
             for state, index in self._match(states, boxes, free, least):
                 self._seen(state, boxes[index], float(scores[index]))
                 free.remove(index)
@@ -250,7 +250,7 @@ class Tracker:
             near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap * _REACH / self._reach(state), 0.0)
             alike[row] = np.maximum(alike[row], near)
             pose = state.pose_at(self._now_s)
-            if pose is not None:
+            if pose is not None and state.life is not _Life.LOST and state.hidden_s is None:
                 share = joints_inside(pose, found, self._set.joint_score)
                 alike[row] = np.where(alike[row] > 0.05, 0.7 * alike[row] + 0.3 * share, alike[row])
         rows, columns = linear_sum_assignment(alike, maximize=True)
@@ -373,9 +373,7 @@ class Tracker:
         first, second = a.pose_at(self._now_s), b.pose_at(self._now_s)
         return first is not None and second is not None and self._coincide(first, second)
 
-    def _coincide(
-        self, first: NDArray[np.float32], second: NDArray[np.float32], least: float | None = None
-    ) -> bool:
+    def _coincide(self, first: NDArray[np.float32], second: NDArray[np.float32], least: float | None = None) -> bool:
         """Whether two poses are one: OKS over the joints that both are sure of, at the size these span."""
         floor = self._set.joint_score
         both = (first[:, 2] > floor) & (second[:, 2] > floor)
