@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from streampose.boxes import (
-    centre,
     extent,
-    joints_inside,
     longer_side,
-    longer_sides,
     recentre,
     shifted,
     visible_share,
@@ -23,7 +20,8 @@ from streampose.boxes import (
 )
 from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
-from streampose.skeleton import COCO17, Skeleton, oks
+from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
+from streampose.skeleton import COCO17, Skeleton
 from streampose.types import Pose
 
 _QUALITY_GAIN = 0.2
@@ -31,13 +29,10 @@ _QUALITY_GAIN = 0.2
 _POSE_SHARE = 0.7
 """How far a published box is drawn to the extent of its joints, where the pose is good: it fits better than a box that
 follows the detector calmly."""
-_FEWEST_JOINTS = 5
-"""How many joints two poses must share to be called the same."""
 _CALM_S = 0.4
 """Over how long the velocity is averaged with which somebody goes on who is not seen."""
-_REACH = 0.1
 _REACH_PER_S = 0.8
-"""How far from where they are expected people reappear, in longer sides of their box, at once and more by the second."""
+"""How much farther from where they are expected people may reappear, in longer sides of their box a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,7 @@ class TrackerSettings:
         hopeless_pose: keypoint quality under which one missed detection is enough, and under which a track without a
             good detection is not published.
         same_pose: OKS from which two tracks were given the pose of one person.
+        own_pose: OKS from which a pose may be that of a hidden person, as expected.
         joint_score: keypoints below it say nothing.
     """
 
@@ -67,6 +63,7 @@ class TrackerSettings:
     poor_pose: float = 0.7
     hopeless_pose: float = 0.6
     same_pose: float = 0.7
+    own_pose: float = 0.35
     joint_score: float = 0.3
 
 
@@ -215,7 +212,7 @@ class Tracker:
         return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
     def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Match detections with tracks: first those in view, then what is left with those hidden, then with the lost."""
+        """Match detections with tracks: first those in view, then what is left with the hidden, then with the lost."""
         free = list(range(len(boxes)))
         seen = [s for s in self._states if s.life is not _Life.LOST and s.hidden_s is None]
         hidden = [s for s in self._states if s.hidden_s is not None]
@@ -241,18 +238,8 @@ class Tracker:
         """Pairs of tracks and free detections, most alike over all (Hungarian)."""
         if not states or not free:
             return []
-        tracked = np.stack([state.box for state in states])
         found = boxes[free]
-        alike = box_iou(tracked, found)
-        for row, state in enumerate(states):
-            gap = np.linalg.norm(centre(found) - centre(state.box), axis=1) / longer_side(state.box)
-            ratio = longer_sides(found) / longer_side(state.box)
-            near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap * _REACH / self._reach(state), 0.0)
-            alike[row] = np.maximum(alike[row], near)
-            pose = state.pose_at(self._now_s)
-            if pose is not None and state.life is not _Life.LOST and state.hidden_s is None:
-                share = joints_inside(pose, found, self._set.joint_score)
-                alike[row] = np.where(alike[row] > 0.05, 0.7 * alike[row] + 0.3 * share, alike[row])
+        alike = np.stack([self._likeness(state, found) for state in states])
         rows, columns = linear_sum_assignment(alike, maximize=True)
         return [
             (states[row], free[column])
@@ -260,10 +247,14 @@ class Tracker:
             if alike[row, column] >= least
         ]
 
-    def _reach(self, state: _State) -> float:
-        """How far somebody may be from where they are expected, in longer sides of their box."""
+    def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
+        farther from where they are expected they may be, and their joints say nothing."""
         since_s = state.lost_s if state.life is _Life.LOST else state.hidden_s
-        return _REACH + (0.0 if since_s is None else _REACH_PER_S * (self._now_s - since_s))
+        if since_s is None:
+            return box_likeness(state.box, found, state.pose_at(self._now_s), self._set.joint_score)
+        reach = SHORT_REACH + _REACH_PER_S * (self._now_s - since_s)
+        return box_likeness(state.box, found, None, self._set.joint_score, reach)
 
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
@@ -290,7 +281,7 @@ class Tracker:
                 astray = np.median(keypoints[both, :2] - expected[both, :2], axis=0).astype(np.float32)
                 limit = 4.0 * longer_side(state.box)
                 state.velocity = np.clip(state.velocity + 0.4 * astray / dt_s, -limit, limit).astype(np.float32)
-                share = np.float32(1 - np.exp(-dt_s / _CALM_S))
+                share = np.float32(min(1.0, dt_s / min(max(pts_s - state.born_s, dt_s), _CALM_S)))
                 state.calm = (state.calm + share * (state.velocity - state.calm)).astype(np.float32)
                 if not state.fresh:
                     state.box = shifted(state.box, 0.7 * astray)
@@ -325,8 +316,7 @@ class Tracker:
 
     def _hide(self, state: _State) -> None:
         """Somebody stands in front: the track goes on as it went, without looking at what its crop shows."""
-        if state.hidden_s is None:
-            state.hidden_s, state.velocity = self._now_s, state.calm.copy()
+        state.hidden_s, state.velocity = self._now_s, state.calm.copy()
 
     def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
         """Give a pose that two tracks were given to the one that expected it; the other is hidden, or, where it was
@@ -335,28 +325,18 @@ class Tracker:
         twins: set[int] = set()
         for place, (older, points) in enumerate(order):
             for younger, others in order[place + 1 :]:
-                if not self._coincide(points, others):
+                if self._alike(points, others) < self._set.same_pose:
                     continue
                 twins |= {older.key, younger.key}
                 if younger.track_id is None:
                     self._lose(younger)
-                elif self._astray(younger, others, pts_s) < self._astray(older, points, pts_s):
-                    self._hide(older)
-                else:
-                    self._hide(younger)
+                elif older.hidden_s is None and younger.hidden_s is None:
+                    nearer = astray(younger.pose_at(pts_s), others) < astray(older.pose_at(pts_s), points)
+                    self._hide(older if nearer else younger)
         for state, points in found:
-            expected = state.pose_at(pts_s)
-            if state.hidden_s is not None and state.key not in twins and expected is not None:
-                if self._coincide(points, expected, self._set.same_pose / 2):
-                    state.hidden_s = None
-
-    def _astray(self, state: _State, points: NDArray[np.float32], pts_s: float) -> float:
-        """How far a pose is from where a track expects its own: the median over joints, pixels; who expects none is
-        farthest."""
-        expected = state.pose_at(pts_s)
-        if expected is None:
-            return float("inf")
-        return float(np.median(np.linalg.norm(points[:, :2] - expected[:, :2], axis=1)))
+            apart = state.hidden_s is not None and state.key not in twins
+            if apart and self._alike(points, state.pose_at(pts_s)) >= self._set.own_pose:
+                state.hidden_s = None
 
     def _revive(self) -> None:
         """A lost track's id goes on where its pose reappears."""
@@ -370,15 +350,7 @@ class Tracker:
 
     def _same(self, a: _State, b: _State) -> bool:
         """Whether the poses of two tracks coincide now."""
-        first, second = a.pose_at(self._now_s), b.pose_at(self._now_s)
-        return first is not None and second is not None and self._coincide(first, second)
+        return self._alike(a.pose_at(self._now_s), b.pose_at(self._now_s)) >= self._set.same_pose
 
-    def _coincide(self, first: NDArray[np.float32], second: NDArray[np.float32], least: float | None = None) -> bool:
-        """Whether two poses are one: OKS over the joints that both are sure of, at the size these span."""
-        floor = self._set.joint_score
-        both = (first[:, 2] > floor) & (second[:, 2] > floor)
-        if both.sum() < _FEWEST_JOINTS:
-            return False
-        points = np.concatenate([first[both, :2], second[both, :2]])
-        area = float(np.ptp(points, axis=0).prod())
-        return oks(first, second, area, floor, self._skeleton) >= (least or self._set.same_pose)
+    def _alike(self, first: NDArray[np.float32] | None, second: NDArray[np.float32] | None) -> float:
+        return pose_likeness(first, second, self._set.joint_score, self._skeleton)
