@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from streampose.boxes import (
+    centre,
     extent,
     longer_side,
     recentre,
@@ -31,7 +32,9 @@ _POSE_SHARE = 0.7
 follows the detector calmly."""
 _CALM_S = 0.4
 """Over how long the velocity is averaged with which somebody goes on who is not seen."""
-_REACH_PER_S = 0.8
+_SURER = 0.3
+"""By how much, in longer sides of the box summed over frames, the other of two tracks must fit better to be the one."""
+_REACH_PER_S = 1.0
 """How much farther from where they are expected people may reappear, in longer sides of their box a second."""
 
 
@@ -92,6 +95,9 @@ class _State:
     missed: int = 0
     lost_s: float = 0.0
     hidden_s: float | None = None
+    rival: int | None = None
+    ghost: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
+    doubt: float = 0.0
     fresh: bool = True
 
     def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
@@ -155,6 +161,7 @@ class Tracker:
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
+            state.ghost = state.ghost + state.calm * np.float32(dt_s)
         if detections is not None:
             self._meet(*detections)
         self._retire()
@@ -250,10 +257,9 @@ class Tracker:
     def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
         farther from where they are expected they may be, and their joints say nothing."""
-        since_s = state.lost_s if state.life is _Life.LOST else state.hidden_s
-        if since_s is None:
+        if state.life is not _Life.LOST and state.hidden_s is None:
             return box_likeness(state.box, found, state.pose_at(self._now_s), self._set.joint_score)
-        reach = SHORT_REACH + _REACH_PER_S * (self._now_s - since_s)
+        reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.detected_s)
         return box_likeness(state.box, found, None, self._set.joint_score, reach)
 
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
@@ -262,7 +268,8 @@ class Tracker:
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
         if state.life is _Life.LOST or state.hidden_s is not None:
             gain = np.float32(1.0)
-            state.keypoints, state.velocity, state.hidden_s = None, state.calm.copy(), None
+            state.keypoints, state.velocity = None, state.calm.copy()
+            self._part(state)
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
         state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
@@ -311,16 +318,13 @@ class Tracker:
         ]
 
     def _lose(self, state: _State) -> None:
-        state.life, state.lost_s, state.hidden_s = _Life.LOST, self._now_s, None
+        state.life, state.lost_s = _Life.LOST, self._now_s
         state.velocity = state.calm.copy()
-
-    def _hide(self, state: _State) -> None:
-        """Somebody stands in front: the track goes on as it went, without looking at what its crop shows."""
-        state.hidden_s, state.velocity = self._now_s, state.calm.copy()
+        self._part(state)
 
     def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
-        """Give a pose that two tracks were given to the one that expected it; the other is hidden, or, where it was
-        never published, no second person. Who was hidden is seen again with a pose of their own."""
+        """Deal with poses that two tracks were given: one of them is hidden, or, where it was never published, no
+        second person. Who was hidden is seen again with a pose of their own."""
         order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
         twins: set[int] = set()
         for place, (older, points) in enumerate(order):
@@ -332,11 +336,44 @@ class Tracker:
                     self._lose(younger)
                 elif older.hidden_s is None and younger.hidden_s is None:
                     nearer = astray(younger.pose_at(pts_s), others) < astray(older.pose_at(pts_s), points)
-                    self._hide(older if nearer else younger)
+                    self._hide(*((older, younger) if nearer else (younger, older)))
+                elif older.rival == younger.key:
+                    hidden, seen = (older, younger) if younger.hidden_s is None else (younger, older)
+                    self._weigh(hidden, seen, points)
         for state, points in found:
             apart = state.hidden_s is not None and state.key not in twins
             if apart and self._alike(points, state.pose_at(pts_s)) >= self._set.own_pose:
-                state.hidden_s = None
+                self._part(state)
+
+    def _hide(self, state: _State, front: _State) -> None:
+        """Somebody stands in front: the track goes on as it went, without looking at what its crop shows."""
+        state.hidden_s, state.velocity = self._now_s, state.calm.copy()
+        for one, other in ((state, front), (front, state)):
+            one.rival, one.doubt, one.ghost = other.key, 0.0, centre(one.box)
+
+    def _weigh(self, hidden: _State, seen: _State, points: NDArray[np.float32]) -> None:
+        """Of two tracks with one pose, that one is seen which would have come along where the pose is, had both gone on
+        as they went; at first, when they are at one place, nobody can tell."""
+        reached = extent(points, self._set.joint_score)
+        if reached is None:
+            return
+        for state in (hidden, seen):
+            state.doubt += float(np.linalg.norm(centre(reached) - state.ghost)) / longer_side(seen.box)
+        if hidden.doubt + _SURER < seen.doubt:
+            for name in ("track_id", "born_s", "calm", "ghost", "doubt"):
+                mine, theirs = getattr(hidden, name), getattr(seen, name)
+                setattr(hidden, name, theirs)
+                setattr(seen, name, mine)
+            hidden.box = shifted(hidden.box, hidden.ghost - centre(hidden.box))
+            hidden.velocity = hidden.calm.copy()
+
+    def _part(self, state: _State) -> None:
+        """A track is seen again, or lost: it competes with nobody."""
+        state.hidden_s = None
+        for one in self._states:
+            if one.key == state.rival and one.hidden_s is None:
+                one.rival = None
+        state.rival = None
 
     def _revive(self) -> None:
         """A lost track's id goes on where its pose reappears."""
