@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from streampose.boxes import (
-    centre,
     extent,
     longer_side,
     recentre,
@@ -32,8 +31,6 @@ _POSE_SHARE = 0.7
 follows the detector calmly."""
 _CALM_S = 0.4
 """Over how long the velocity is averaged with which somebody goes on who is not seen."""
-_SURER = 0.3
-"""By how much, in longer sides of the box summed over frames, the other of two tracks must fit better to be the one."""
 _REACH_PER_S = 1.0
 """How much farther from where they are expected people may reappear, in longer sides of their box a second."""
 
@@ -53,7 +50,6 @@ class TrackerSettings:
         hopeless_pose: keypoint quality under which one missed detection is enough, and under which a track without a
             good detection is not published.
         same_pose: OKS from which two tracks were given the pose of one person.
-        own_pose: OKS from which a pose may be that of a hidden person, as expected.
         joint_score: keypoints below it say nothing.
     """
 
@@ -66,7 +62,6 @@ class TrackerSettings:
     poor_pose: float = 0.7
     hopeless_pose: float = 0.6
     same_pose: float = 0.7
-    own_pose: float = 0.35
     joint_score: float = 0.3
 
 
@@ -94,10 +89,11 @@ class _State:
     posed: bool = False
     missed: int = 0
     lost_s: float = 0.0
-    hidden_s: float | None = None
-    rival: int | None = None
-    ghost: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    doubt: float = 0.0
+    hidden: bool = False
+    rival: _State | None = None
+    met_s: float = 0.0
+    ghost: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
+    course: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     fresh: bool = True
 
     def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
@@ -161,7 +157,7 @@ class Tracker:
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
-            state.ghost = state.ghost + state.calm * np.float32(dt_s)
+            state.ghost = shifted(state.ghost, state.course * np.float32(dt_s))
         if detections is not None:
             self._meet(*detections)
         self._retire()
@@ -192,13 +188,13 @@ class Tracker:
         }
         self._tell_apart([(states[key], points) for key, points in found.items()], pts_s)
         for key, points in found.items():
-            if states[key].hidden_s is None:
+            if not states[key].hidden:
                 self._follow(states[key], pts_s, points)
         self._revive()
         poses = []
         for track, points in zip(tracks, keypoints, strict=True):
             state = states.get(track.key)
-            if state is None or state.life is not _Life.ACTIVE or state.hidden_s is not None or self._doubtful(state):
+            if state is None or state.life is not _Life.ACTIVE or state.hidden or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
@@ -219,13 +215,20 @@ class Tracker:
         return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
     def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Match detections with tracks: first those in view, then what is left with the hidden, then with the lost."""
+        """Match detections with tracks: first those in view, then what is left with the lost ones. One detection of two
+        people of whom one hides the other is of who is in front; two tell which of them is where."""
         free = list(range(len(boxes)))
-        seen = [s for s in self._states if s.life is not _Life.LOST and s.hidden_s is None]
-        hidden = [s for s in self._states if s.hidden_s is not None]
-        lost = [s for s in self._states if s.life is _Life.LOST]
-        for states, least in ((seen, self._set.min_match), (hidden, self._set.min_match), (lost, self._set.min_return)):
-            for state, index in self._match(states, boxes, free, least):
+        there = [state for state in self._states if state.life is not _Life.LOST]
+        lost = [state for state in self._states if state.life is _Life.LOST]
+        for states, least in ((there, self._set.min_match), (lost, self._set.min_return)):
+            pairs = self._match(states, boxes, free, least)
+            matched = {state.key for state, _ in pairs}
+            for state, index in pairs:
+                rival = state.rival
+                if rival is not None and rival.key in matched:
+                    self._part(state, rival)
+                elif state.hidden and rival is not None:
+                    state = rival
                 self._seen(state, boxes[index], float(scores[index]))
                 free.remove(index)
         for state in self._states:
@@ -257,19 +260,21 @@ class Tracker:
     def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
         farther from where they are expected they may be, and their joints say nothing."""
-        if state.life is not _Life.LOST and state.hidden_s is None:
-            return box_likeness(state.box, found, state.pose_at(self._now_s), self._set.joint_score)
-        reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.detected_s)
-        return box_likeness(state.box, found, None, self._set.joint_score, reach)
+        if state.life is _Life.LOST:
+            reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.detected_s)
+            return box_likeness(state.box, found, None, self._set.joint_score, reach)
+        if state.rival is not None:
+            reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.met_s)
+            return box_likeness(state.ghost, found, None, self._set.joint_score, reach)
+        return box_likeness(state.box, found, state.pose_at(self._now_s), self._set.joint_score)
 
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
         agree = float(box_iou(state.box[None], box[None])[0, 0])
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
-        if state.life is _Life.LOST or state.hidden_s is not None:
+        if state.life is _Life.LOST or state.keypoints is None:
             gain = np.float32(1.0)
-            state.keypoints, state.velocity = None, state.calm.copy()
-            self._part(state)
+            state.keypoints = None
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
         state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
@@ -300,8 +305,8 @@ class Tracker:
     def _retire(self) -> None:
         """Let go of tracks that left, that nothing confirms, or that were lost for too long."""
         for state in self._states:
-            if state.hidden_s is not None:
-                if self._now_s - state.hidden_s > self._set.memory_s:
+            if state.hidden:
+                if self._now_s - state.met_s > self._set.memory_s:
                     self._lose(state)
             elif state.life is _Life.ACTIVE:
                 unseen = state.missed >= self._set.missed_runs and state.quality < self._set.poor_pose
@@ -318,62 +323,43 @@ class Tracker:
         ]
 
     def _lose(self, state: _State) -> None:
-        state.life, state.lost_s = _Life.LOST, self._now_s
+        if state.rival is not None:
+            state.box = state.ghost if state.hidden else state.box
+            state.rival.rival, state.rival.hidden, state.rival = None, False, None
+        state.life, state.lost_s, state.hidden = _Life.LOST, self._now_s, False
         state.velocity = state.calm.copy()
-        self._part(state)
 
     def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
         """Deal with poses that two tracks were given: one of them is hidden, or, where it was never published, no
-        second person. Who was hidden is seen again with a pose of their own."""
+        second person."""
         order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
-        twins: set[int] = set()
         for place, (older, points) in enumerate(order):
             for younger, others in order[place + 1 :]:
-                if self._alike(points, others) < self._set.same_pose:
+                both = older.life is younger.life is _Life.ACTIVE
+                if not both or self._alike(points, others) < self._set.same_pose:
                     continue
-                twins |= {older.key, younger.key}
                 if younger.track_id is None:
                     self._lose(younger)
-                elif older.hidden_s is None and younger.hidden_s is None:
-                    nearer = astray(younger.pose_at(pts_s), others) < astray(older.pose_at(pts_s), points)
-                    self._hide(*((older, younger) if nearer else (younger, older)))
-                elif older.rival == younger.key:
-                    hidden, seen = (older, younger) if younger.hidden_s is None else (younger, older)
-                    self._weigh(hidden, seen, points)
-        for state, points in found:
-            apart = state.hidden_s is not None and state.key not in twins
-            if apart and self._alike(points, state.pose_at(pts_s)) >= self._set.own_pose:
-                self._part(state)
+                elif older.rival is None and younger.rival is None:
+                    behind = max(
+                        (older, points),
+                        (younger, others),
+                        key=lambda p: (p[0].missed, astray(p[0].pose_at(pts_s), p[1])),
+                    )[0]
+                    self._cover(behind, older if behind is younger else younger)
 
-    def _hide(self, state: _State, front: _State) -> None:
-        """Somebody stands in front: the track goes on as it went, without looking at what its crop shows."""
-        state.hidden_s, state.velocity = self._now_s, state.calm.copy()
-        for one, other in ((state, front), (front, state)):
-            one.rival, one.doubt, one.ghost = other.key, 0.0, centre(one.box)
+    def _cover(self, behind: _State, front: _State) -> None:
+        """One hides the other. From now on poses and boxes may be of either: until both are found, each is expected
+        where it would be, had it gone on as it went."""
+        for state, other in ((behind, front), (front, behind)):
+            state.rival, state.met_s, state.ghost, state.course = other, self._now_s, state.box, state.calm
+        behind.hidden = True
 
-    def _weigh(self, hidden: _State, seen: _State, points: NDArray[np.float32]) -> None:
-        """Of two tracks with one pose, that one is seen which would have come along where the pose is, had both gone on
-        as they went; at first, when they are at one place, nobody can tell."""
-        reached = extent(points, self._set.joint_score)
-        if reached is None:
-            return
-        for state in (hidden, seen):
-            state.doubt += float(np.linalg.norm(centre(reached) - state.ghost)) / longer_side(seen.box)
-        if hidden.doubt + _SURER < seen.doubt:
-            for name in ("track_id", "born_s", "calm", "ghost", "doubt"):
-                mine, theirs = getattr(hidden, name), getattr(seen, name)
-                setattr(hidden, name, theirs)
-                setattr(seen, name, mine)
-            hidden.box = shifted(hidden.box, hidden.ghost - centre(hidden.box))
-            hidden.velocity = hidden.calm.copy()
-
-    def _part(self, state: _State) -> None:
-        """A track is seen again, or lost: it competes with nobody."""
-        state.hidden_s = None
-        for one in self._states:
-            if one.key == state.rival and one.hidden_s is None:
-                one.rival = None
-        state.rival = None
+    def _part(self, *states: _State) -> None:
+        """Both are found: what was seen of them meanwhile may have been the other."""
+        for state in states:
+            state.velocity, state.calm = state.course.copy(), state.course.copy()
+            state.rival, state.hidden, state.keypoints = None, False, None
 
     def _revive(self) -> None:
         """A lost track's id goes on where its pose reappears."""

@@ -118,12 +118,6 @@ def test_ids_go_through_a_crossing_in_which_one_hides_the_other() -> None:
     assert pass_by(ways, range(33, 48)) == [{1}, {2}]
 
 
-def test_ids_stay_with_people_who_meet_and_turn_back() -> None:
-    turn = [*range(40), *range(39, -1, -1)]
-    ways = [[walking(f, left=50, speed=4) for f in turn], [walking(f, left=370, speed=-4) for f in turn]]
-    assert pass_by(ways, range(34, 46)) == [{1}, {2}]
-
-
 def test_somebody_who_walks_behind_a_wall_comes_out_with_their_id() -> None:
     scene = Scene()
     for frame in range(60):
