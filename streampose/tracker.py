@@ -31,6 +31,9 @@ _POSE_SHARE = 0.7
 follows the detector calmly."""
 _CALM_S = 0.4
 """Over how long the velocity is averaged with which somebody goes on who is not seen."""
+_UNSURE_S = 0.3
+"""How long before it was lost a track's box may have been wrong already."""
+_LONGEST_REACH = 0.6
 _REACH_PER_S = 1.0
 """How much farther from where they are expected people may reappear, in longer sides of their box a second."""
 
@@ -261,7 +264,8 @@ class Tracker:
         """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
         farther from where they are expected they may be, and their joints say nothing."""
         if state.life is _Life.LOST:
-            reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.detected_s)
+            unsure_s = min(self._now_s - state.detected_s, self._now_s - state.lost_s + _UNSURE_S)
+            reach = SHORT_REACH + min(_REACH_PER_S * unsure_s, _LONGEST_REACH)
             return box_likeness(state.box, found, None, self._set.joint_score, reach)
         if state.rival is not None:
             reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.met_s)
@@ -293,7 +297,7 @@ class Tracker:
                 astray = np.median(keypoints[both, :2] - expected[both, :2], axis=0).astype(np.float32)
                 limit = 4.0 * longer_side(state.box)
                 state.velocity = np.clip(state.velocity + 0.4 * astray / dt_s, -limit, limit).astype(np.float32)
-                share = np.float32(min(1.0, dt_s / min(max(pts_s - state.born_s, dt_s), _CALM_S)))
+                share = np.float32(min(1.0, float(dt_s) / min(max(pts_s - state.born_s, float(dt_s)), _CALM_S)))
                 state.calm = (state.calm + share * (state.velocity - state.calm)).astype(np.float32)
                 if not state.fresh:
                     state.box = shifted(state.box, 0.7 * astray)
