@@ -263,14 +263,20 @@ class Tracker:
     def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
         farther from where they are expected they may be, and their joints say nothing."""
+        floor, pose = self._set.joint_score, state.pose_at(self._now_s)
         if state.life is _Life.LOST:
             unsure_s = min(self._now_s - state.detected_s, self._now_s - state.lost_s + _UNSURE_S)
-            reach = SHORT_REACH + min(_REACH_PER_S * unsure_s, _LONGEST_REACH)
-            return box_likeness(state.box, found, None, self._set.joint_score, reach)
-        if state.rival is not None:
-            reach = SHORT_REACH + _REACH_PER_S * (self._now_s - state.met_s)
-            return box_likeness(state.ghost, found, None, self._set.joint_score, reach)
-        return box_likeness(state.box, found, state.pose_at(self._now_s), self._set.joint_score)
+            return box_likeness(state.box, found, None, floor, self._reach(unsure_s))
+        if state.rival is None:
+            return box_likeness(state.box, found, pose, floor)
+        alike = box_likeness(state.ghost, found, None, floor, self._reach(self._now_s - state.met_s))
+        alike = np.where(alike >= self._set.min_return, alike, np.float32(0))
+        if state.hidden:
+            return alike
+        return np.maximum(alike, box_likeness(state.box, found, pose, floor) / 2)
+
+    def _reach(self, unsure_s: float) -> float:
+        return SHORT_REACH + min(_REACH_PER_S * unsure_s, _LONGEST_REACH)
 
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
