@@ -261,14 +261,11 @@ class Tracker:
         ]
 
     def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """How alike a track and detections (N, 4) are. Who is not seen may have turned or stopped: the longer, the
-        farther from where they are expected they may be, and their joints say nothing."""
+        """How alike a track and detections (N, 4) are. Of two people of whom one hid the other, each is where it would
+        be, had it gone on as it went; the longer ago that was, the less exactly."""
         floor, pose = self._set.joint_score, state.pose_at(self._now_s)
-        if state.life is _Life.LOST:
-            unsure_s = min(self._now_s - state.detected_s, self._now_s - state.lost_s + _UNSURE_S)
-            return box_likeness(state.box, found, None, floor, self._reach(unsure_s))
         if state.rival is None:
-            return box_likeness(state.box, found, pose, floor)
+            return box_likeness(state.box, found, None if state.life is _Life.LOST else pose, floor)
         alike = box_likeness(state.ghost, found, None, floor, self._reach(self._now_s - state.met_s))
         alike = np.where(alike >= self._set.min_return, alike, np.float32(0))
         if state.hidden:
@@ -372,14 +369,25 @@ class Tracker:
             state.rival, state.hidden, state.keypoints = None, False, None
 
     def _revive(self) -> None:
-        """A lost track's id goes on where its pose reappears."""
+        """A lost track's id goes on where its pose reappears, or a person near where it may be by now."""
         for state in self._states:
             if state.life is not _Life.ACTIVE or state.track_id is not None or state.keypoints is None:
                 continue
-            lost = next((s for s in self._states if s.life is _Life.LOST and s.track_id and self._same(s, state)), None)
+            gone = [s for s in self._states if s.life is _Life.LOST and s.track_id is not None]
+            lost = next((s for s in gone if self._same(s, state)), None) or self._nearest(gone, state.box)
             if lost is not None:
                 state.track_id, state.born_s, lost.track_id = lost.track_id, lost.born_s, None
         self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
+
+    def _nearest(self, gone: list[_State], box: NDArray[np.float32]) -> _State | None:
+        """Who of those that are lost came back in a box: they may have turned or stopped meanwhile."""
+        best, alike = None, self._set.min_return
+        for state in gone:
+            unsure_s = min(self._now_s - state.detected_s, self._now_s - state.lost_s + _UNSURE_S)
+            near = float(box_likeness(state.box, box[None], None, self._set.joint_score, self._reach(unsure_s))[0])
+            if near >= alike:
+                best, alike = state, near
+        return best
 
     def _same(self, a: _State, b: _State) -> bool:
         """Whether the poses of two tracks coincide now."""
