@@ -100,10 +100,10 @@ def follow(crossing: Crossing, tracker: Tracker, detect_every: int, seed: int = 
 
 def detect(people: Sequence[Person], visible: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Boxes (N, 4) and scores (N,) as a detector finds them: with noise, weak or missed where somebody is hidden."""
-    scores = 0.25 + 0.6 * visible + rng.normal(0, 0.05, len(people))
+    expected = 0.25 + 0.6 * visible + rng.normal(0, 0.05, len(people))
     boxes = np.stack([p.box + rng.normal(0, BOX_NOISE * (p.box[3] - p.box[1]), 4) for p in people]).astype(np.float32)
-    seen = (scores >= LEAST_SCORE) & (rng.random(len(people)) >= MISSED)
-    boxes, scores = boxes[seen], np.clip(scores[seen], 0, 1).astype(np.float32)
+    seen = (expected >= LEAST_SCORE) & (rng.random(len(people)) >= MISSED)
+    boxes, scores = boxes[seen], np.clip(expected[seen], 0, 1).astype(np.float32)
     kept = suppress(boxes, scores)
     return boxes[kept], scores[kept]
 
