@@ -20,7 +20,7 @@ from streampose.train.pack import Person
 from streampose.train.track_eval import accumulate, summarise_tracks
 from streampose.types import Pose, PoseFrame
 
-PAIRS_ALONE, PAIRS_WHOLE = 30, 5
+PAIRS_ALONE, PAIRS_WHOLE = 30, 4
 BOX_NOISE = 0.03
 """Standard deviation of each side of a detection, in heights."""
 POSE_NOISE = 0.02
