@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from streampose.boxes import (
-    centre,
     extent,
-    joints_inside,
     longer_side,
-    longer_sides,
     recentre,
     shifted,
     visible_share,
@@ -23,7 +20,8 @@ from streampose.boxes import (
 )
 from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
-from streampose.skeleton import COCO17, Skeleton, oks
+from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
+from streampose.skeleton import COCO17, Skeleton
 from streampose.types import Pose
 
 _QUALITY_GAIN = 0.2
@@ -31,8 +29,13 @@ _QUALITY_GAIN = 0.2
 _POSE_SHARE = 0.7
 """How far a published box is drawn to the extent of its joints, where the pose is good: it fits better than a box that
 follows the detector calmly."""
-_FEWEST_JOINTS = 5
-"""How many joints two poses must share to be called the same."""
+_CALM_S = 0.4
+"""Over how long the velocity is averaged with which somebody goes on who is not seen."""
+_UNSURE_S = 0.3
+"""How long before it was lost a track's box may have been wrong already."""
+_LONGEST_REACH = 0.6
+_REACH_PER_S = 1.0
+"""How much farther from where they are expected people may reappear, in longer sides of their box a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class TrackerSettings:
         poor_pose: keypoint quality under which a track needs the detector.
         hopeless_pose: keypoint quality under which one missed detection is enough, and under which a track without a
             good detection is not published.
-        same_pose: OKS from which two tracks are one person.
+        same_pose: OKS from which two tracks were given the pose of one person.
         joint_score: keypoints below it say nothing.
     """
 
@@ -82,12 +85,18 @@ class _State:
     life: _Life
     track_id: int | None = None
     velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
+    calm: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     keypoints: NDArray[np.float32] | None = None
     pose_s: float = 0.0
     quality: float = 1.0
     posed: bool = False
     missed: int = 0
     lost_s: float = 0.0
+    hidden: bool = False
+    rival: _State | None = None
+    met_s: float = 0.0
+    ghost: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
+    course: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
     fresh: bool = True
 
     def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
@@ -151,6 +160,7 @@ class Tracker:
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
+            state.ghost = shifted(state.ghost, state.course * np.float32(dt_s))
         if detections is not None:
             self._meet(*detections)
         self._retire()
@@ -174,14 +184,20 @@ class Tracker:
             The poses to publish: everybody followed, without those that turned out to be somebody else.
         """
         states = {state.key: state for state in self._states}
-        for track, points in zip(tracks, keypoints, strict=True):
-            if track.key in states:
-                self._follow(states[track.key], pts_s, points)
-        self._merge()
+        found = {
+            track.key: points
+            for track, points in zip(tracks, keypoints, strict=True)
+            if track.key in states and states[track.key].life is _Life.ACTIVE
+        }
+        self._tell_apart([(states[key], points) for key, points in found.items()], pts_s)
+        for key, points in found.items():
+            if not states[key].hidden:
+                self._follow(states[key], pts_s, points)
+        self._revive()
         poses = []
         for track, points in zip(tracks, keypoints, strict=True):
             state = states.get(track.key)
-            if state is None or state.life is not _Life.ACTIVE or self._doubtful(state):
+            if state is None or state.life is not _Life.ACTIVE or state.hidden or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
@@ -202,12 +218,20 @@ class Tracker:
         return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
     def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Match detections with tracks: first those in view, then what is left with the lost ones."""
+        """Match detections with tracks: first those in view, then what is left with the lost ones. One detection of two
+        people of whom one hides the other is of who is in front; two tell which of them is where."""
         free = list(range(len(boxes)))
-        for lives in ((_Life.ACTIVE, _Life.TENTATIVE), (_Life.LOST,)):
-            states = [state for state in self._states if state.life in lives]
-            least = self._set.min_return if _Life.LOST in lives else self._set.min_match
-            for state, index in self._match(states, boxes, free, least):
+        there = [state for state in self._states if state.life is not _Life.LOST]
+        lost = [state for state in self._states if state.life is _Life.LOST]
+        for states, least in ((there, self._set.min_match), (lost, self._set.min_return)):
+            pairs = self._match(states, boxes, free, least)
+            matched = {state.key for state, _ in pairs}
+            for state, index in pairs:
+                rival = state.rival
+                if rival is not None and rival.key in matched:
+                    self._part(state, rival)
+                elif state.hidden and rival is not None:
+                    state = rival
                 self._seen(state, boxes[index], float(scores[index]))
                 free.remove(index)
         for state in self._states:
@@ -227,18 +251,8 @@ class Tracker:
         """Pairs of tracks and free detections, most alike over all (Hungarian)."""
         if not states or not free:
             return []
-        tracked = np.stack([state.box for state in states])
         found = boxes[free]
-        alike = box_iou(tracked, found)
-        for row, state in enumerate(states):
-            gap = np.linalg.norm(centre(found) - centre(state.box), axis=1) / longer_side(state.box)
-            ratio = longer_sides(found) / longer_side(state.box)
-            near = np.where((ratio > 0.6) & (ratio < 1.7), 0.5 - gap, 0.0)
-            alike[row] = np.maximum(alike[row], near)
-            pose = state.pose_at(self._now_s)
-            if pose is not None:
-                share = joints_inside(pose, found, self._set.joint_score)
-                alike[row] = np.where(alike[row] > 0.05, 0.7 * alike[row] + 0.3 * share, alike[row])
+        alike = np.stack([self._likeness(state, found) for state in states])
         rows, columns = linear_sum_assignment(alike, maximize=True)
         return [
             (states[row], free[column])
@@ -246,13 +260,28 @@ class Tracker:
             if alike[row, column] >= least
         ]
 
+    def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How alike a track and detections (N, 4) are. Of two people of whom one hid the other, each is where it would
+        be, had it gone on as it went; the longer ago that was, the less exactly."""
+        floor, pose = self._set.joint_score, state.pose_at(self._now_s)
+        if state.rival is None:
+            return box_likeness(state.box, found, None if state.life is _Life.LOST else pose, floor)
+        alike = box_likeness(state.ghost, found, None, floor, self._reach(self._now_s - state.met_s))
+        alike = np.where(alike >= self._set.min_return, alike, np.float32(0))
+        if state.hidden:
+            return alike
+        return np.maximum(alike, box_likeness(state.box, found, pose, floor) / 2)
+
+    def _reach(self, unsure_s: float) -> float:
+        return SHORT_REACH + min(_REACH_PER_S * unsure_s, _LONGEST_REACH)
+
     def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
         agree = float(box_iou(state.box[None], box[None])[0, 0])
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
-        if state.life is _Life.LOST:
+        if state.life is _Life.LOST or state.keypoints is None:
             gain = np.float32(1.0)
-            state.keypoints, state.velocity = None, np.zeros(2, np.float32)
+            state.keypoints = None
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
         state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
@@ -271,6 +300,8 @@ class Tracker:
                 astray = np.median(keypoints[both, :2] - expected[both, :2], axis=0).astype(np.float32)
                 limit = 4.0 * longer_side(state.box)
                 state.velocity = np.clip(state.velocity + 0.4 * astray / dt_s, -limit, limit).astype(np.float32)
+                share = np.float32(min(1.0, float(dt_s) / min(max(pts_s - state.born_s, float(dt_s)), _CALM_S)))
+                state.calm = (state.calm + share * (state.velocity - state.calm)).astype(np.float32)
                 if not state.fresh:
                     state.box = shifted(state.box, 0.7 * astray)
         reached = extent(keypoints, self._set.joint_score)
@@ -281,7 +312,10 @@ class Tracker:
     def _retire(self) -> None:
         """Let go of tracks that left, that nothing confirms, or that were lost for too long."""
         for state in self._states:
-            if state.life is _Life.ACTIVE:
+            if state.hidden:
+                if self._now_s - state.met_s > self._set.memory_s:
+                    self._lose(state)
+            elif state.life is _Life.ACTIVE:
                 unseen = state.missed >= self._set.missed_runs and state.quality < self._set.poor_pose
                 hopeless = state.missed >= 1 and state.quality < self._set.hopeless_pose
                 alone = self._now_s - state.detected_s > self._set.unseen_s
@@ -296,33 +330,68 @@ class Tracker:
         ]
 
     def _lose(self, state: _State) -> None:
-        state.life, state.lost_s = _Life.LOST, self._now_s
+        if state.rival is not None:
+            state.box = state.ghost if state.hidden else state.box
+            state.rival.rival, state.rival.hidden, state.rival = None, False, None
+        state.life, state.lost_s, state.hidden = _Life.LOST, self._now_s, False
+        state.velocity = state.calm.copy()
 
-    def _merge(self) -> None:
-        """Of two tracks with the same pose the younger goes; a lost one's id goes on where its pose reappears."""
-        active = [s for s in self._states if s.life is _Life.ACTIVE and s.keypoints is not None]
-        active.sort(key=lambda state: (state.track_id is None, state.born_s, state.key))
-        for place, older in enumerate(active):
-            for younger in active[place + 1 :]:
-                if older.life is _Life.ACTIVE and younger.life is _Life.ACTIVE and self._same(older, younger):
+    def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
+        """Deal with poses that two tracks were given: one of them is hidden, or, where it was never published, no
+        second person."""
+        order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
+        for place, (older, points) in enumerate(order):
+            for younger, others in order[place + 1 :]:
+                both = older.life is younger.life is _Life.ACTIVE
+                if not both or self._alike(points, others) < self._set.same_pose:
+                    continue
+                if younger.track_id is None:
                     self._lose(younger)
-        for state in active:
-            if state.life is not _Life.ACTIVE or state.track_id is not None:
+                elif older.rival is None and younger.rival is None:
+                    behind = max(
+                        (older, points),
+                        (younger, others),
+                        key=lambda p: (p[0].missed, astray(p[0].pose_at(pts_s), p[1])),
+                    )[0]
+                    self._cover(behind, older if behind is younger else younger)
+
+    def _cover(self, behind: _State, front: _State) -> None:
+        """One hides the other. From now on poses and boxes may be of either: until both are found, each is expected
+        where it would be, had it gone on as it went."""
+        for state, other in ((behind, front), (front, behind)):
+            state.rival, state.met_s, state.ghost, state.course = other, self._now_s, state.box, state.calm
+        behind.hidden = True
+
+    def _part(self, *states: _State) -> None:
+        """Both are found: what was seen of them meanwhile may have been the other."""
+        for state in states:
+            state.velocity, state.calm = state.course.copy(), state.course.copy()
+            state.rival, state.hidden, state.keypoints = None, False, None
+
+    def _revive(self) -> None:
+        """A lost track's id goes on where its pose reappears, or a person near where it may be by now."""
+        for state in self._states:
+            if state.life is not _Life.ACTIVE or state.track_id is not None or state.keypoints is None:
                 continue
-            lost = next((s for s in self._states if s.life is _Life.LOST and s.track_id and self._same(s, state)), None)
+            gone = [s for s in self._states if s.life is _Life.LOST and s.track_id is not None]
+            lost = next((s for s in gone if self._same(s, state)), None) or self._nearest(gone, state.box)
             if lost is not None:
                 state.track_id, state.born_s, lost.track_id = lost.track_id, lost.born_s, None
         self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
 
+    def _nearest(self, gone: list[_State], box: NDArray[np.float32]) -> _State | None:
+        """Who of those that are lost came back in a box: they may have turned or stopped meanwhile."""
+        best, alike = None, self._set.min_return
+        for state in gone:
+            unsure_s = min(self._now_s - state.detected_s, self._now_s - state.lost_s + _UNSURE_S)
+            near = float(box_likeness(state.box, box[None], None, self._set.joint_score, self._reach(unsure_s))[0])
+            if near >= alike:
+                best, alike = state, near
+        return best
+
     def _same(self, a: _State, b: _State) -> bool:
-        """Whether two poses coincide: OKS over the joints that both are sure of, at the size these span."""
-        first, second = a.pose_at(self._now_s), b.pose_at(self._now_s)
-        if first is None or second is None:
-            return False
-        floor = self._set.joint_score
-        both = (first[:, 2] > floor) & (second[:, 2] > floor)
-        if both.sum() < _FEWEST_JOINTS:
-            return False
-        points = np.concatenate([first[both, :2], second[both, :2]])
-        area = float(np.ptp(points, axis=0).prod())
-        return oks(first, second, area, floor, self._skeleton) >= self._set.same_pose
+        """Whether the poses of two tracks coincide now."""
+        return self._alike(a.pose_at(self._now_s), b.pose_at(self._now_s)) >= self._set.same_pose
+
+    def _alike(self, first: NDArray[np.float32] | None, second: NDArray[np.float32] | None) -> float:
+        return pose_likeness(first, second, self._set.joint_score, self._skeleton)

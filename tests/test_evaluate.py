@@ -22,6 +22,7 @@ from streampose.train import coco_eval, pack_eval, predict
 from streampose.train.coco import read_labels
 from streampose.train.evaluate import run_eval
 from streampose.train.pack import Person, Still
+from streampose.train.person_figures import detector_figures
 from streampose.train.person_score import Scene
 from streampose.train.windows import Subject
 
@@ -456,8 +457,9 @@ def test_detection_figures_of_the_pack_by_set_and_height(make_detector: Any) -> 
             [],
         ]
     )
-    figures = pack_eval._detection(finder.detect, 0.4, scenes)
+    figures, _ = detector_figures(pack_eval.find(finder.detect, scenes), scenes, 0.4)
     assert (figures["pictures_without_people"], figures["nothing_found_without_people"]) == (4, 3 / 4)
+    assert figures["nothing_found_without_people_95"] == pytest.approx((0.3006, 0.9544), abs=1e-4)
     from_80, from_60 = figures["from_80_px"], figures["from_60_px"]
     assert set(from_80) == {"all", "ccp", "clip"}
     assert [from_80[name]["people"] for name in ("all", "ccp", "clip")] == [2, 1, 1]

@@ -65,6 +65,11 @@ def test_other_figures() -> None:
     assert len(tables_of("person", {"ap50": 0.5})) == 1
 
 
+def test_an_interval_stands_behind_its_figure() -> None:
+    (table,) = tables_of("pack", {"pose": {"five": 0.7, "five_95": (0.65, 0.75), "people": 3}, "lone_95": 1})
+    assert table.rows == (("pose.five", "0.7000 (0.6500 to 0.7500)"), ("pose.people", "3"), ("lone_95", "1"))
+
+
 def test_markdown_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         write_markdown(tmp_path / "none" / "t.md", [])

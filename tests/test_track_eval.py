@@ -11,7 +11,7 @@ pytest.importorskip("motmetrics", reason="needs the [train] extra")
 import motmetrics
 
 from streampose.train.pack import Person
-from streampose.train.track_eval import accumulate
+from streampose.train.track_eval import accumulate, summarise_tracks
 from streampose.types import Pose, PoseFrame
 
 TALL, SHORT = 100.0, 40.0
@@ -65,3 +65,17 @@ def test_somebody_who_is_not_there_costs() -> None:
     labels = [[labelled(10, 1)] for _ in range(6)]
     frames = [frame(i, [(1, box(10)), (2, box(400))]) for i in range(6)]
     assert figures(labels, frames)["mota"] == pytest.approx(0)
+
+
+def test_intervals_are_over_clips() -> None:
+    """Two clips: one right, one in which nobody is found. Drawn anew, a pair of clips is both, or one of them twice."""
+    labels = [[labelled(10, 1)] for _ in range(6)]
+    right = accumulate(labels, [frame(i, [(1, box(10))]) for i in range(6)])
+    empty = accumulate(labels, [frame(i, []) for i in range(6)])
+    found = summarise_tracks(["right", "empty"], [right, empty])
+    assert (found["all"]["mota"], found["all"]["mota_95"]) == (0.5, (0, 1))
+    assert found["all"]["idf1"] == pytest.approx(2 / 3)
+    assert found["all"]["idf1_95"] == (0, 1)
+    assert [found["clips"][name]["mota"] for name in ("right", "empty")] == [1, 0]
+    alike = summarise_tracks(["a", "b"], [right, right])
+    assert alike["all"]["idf1_95"] == (1, 1)

@@ -89,6 +89,54 @@ def test_ids_survive_people_who_pass_each_other() -> None:
     np.testing.assert_allclose(boxes[2], right, atol=8)
 
 
+def pass_by(ways: list[list[Box]], hidden: range, detect_every: int = 3) -> list[set[int]]:
+    """Two people, the second in front: while the first is hidden, one detection and one pose are all there is.
+
+    Returns:
+        Of each person, the ids that were nearest to them while both were to be seen.
+    """
+    tracker, ids = Tracker(), [set[int](), set[int]()]
+    for frame, (back, front) in enumerate(zip(*ways, strict=True)):
+        seen = [front] if frame in hidden else [back, front]
+        tracks = tracker.advance(frame * DT_S, SIZE, found(*seen) if frame % detect_every == 0 else None)
+        middles = [(track.crop_box[:2] + track.crop_box[2:]) / 2 for track in tracks]
+        nearest = [min(seen, key=lambda b: float(np.hypot(*(m - np.add(b[:2], b[2:]) / 2)))) for m in middles]
+        poses = tracker.settle(frame * DT_S, tracks, [pose_in(box) for box in nearest])
+        assert len(poses) <= len(seen), "nobody is published twice"
+        for person, box in zip(ids, (back, front), strict=True):
+            if frame not in hidden and frame > 3:
+                fits = [pose.track_id for pose in poses if np.abs(pose.box - box).max() < 20]
+                person.update(fits)
+    return ids
+
+
+def test_ids_go_through_a_crossing_in_which_one_hides_the_other() -> None:
+    ways = [
+        [walking(frame, left=50, speed=4) for frame in range(80)],
+        [walking(f, left=370, speed=-4) for f in range(80)],
+    ]
+    assert pass_by(ways, range(33, 48)) == [{1}, {2}]
+
+
+def test_somebody_who_walks_behind_a_wall_comes_out_with_their_id() -> None:
+    scene = Scene()
+    for frame in range(60):
+        there = [walking(frame)] if not 25 <= frame < 42 else []
+        poses = scene.step(there, found(*there) if frame % 3 == 0 else None)
+        if 5 < frame < 25 or frame > 46:
+            assert [pose.track_id for pose in poses] == [1]
+
+
+def test_who_is_hidden_for_too_long_is_let_go() -> None:
+    """Two tracks with the pose of one of them, for ever: after two seconds the other is forgotten."""
+    scene, front, back = Scene(), (100.0, 100.0, 160.0, 280.0), (170.0, 100.0, 230.0, 280.0)
+    for _ in range(6):
+        assert len(scene.step([back, front], found(back, front))) == 2
+    for _ in range(60):
+        assert [pose.track_id for pose in scene.step([front], found(front))] == [2]
+    assert len(scene.tracker.keys) == 1
+
+
 def test_the_crop_of_somebody_who_trembles_stays_identical() -> None:
     scene, rng = Scene(), np.random.default_rng(0)
     crops = []

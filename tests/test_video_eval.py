@@ -14,8 +14,9 @@ from streampose.engines import Crops, load_engine
 from streampose.engines.manifest import Manifest
 from streampose.geometry import crop_affine, transform
 from streampose.train.augment import spoil
+from streampose.train.bootstrap import wilson
 from streampose.train.pack import Person
-from streampose.train.video_eval import STRENGTHS, corrupted_pck, jitter
+from streampose.train.video_eval import STRENGTHS, _trembling, corrupted_pck, jitter
 from streampose.train.windows import Subject
 
 BOX = np.array([20, 20, 60, 120], np.float32)
@@ -56,9 +57,13 @@ def test_gain_is_what_five_frames_find_and_the_key_frame_alone_does_not() -> Non
     engine = Seer(manifest, in_crop)
     figures = corrupted_pck(engine, [Subject(Garden(), person)] * 3, None)  # type: ignore[arg-type]
     assert set(figures) == {"clean"} | {f"{kind} {s:g}" for kind, all_s in STRENGTHS.items() for s in all_s}
-    assert figures["clean"] == pytest.approx({"five": 1, "single": 1, "gain": 0, "gain_low": 0, "gain_high": 0})
+    clean = figures["clean"]
+    assert {name: clean[name] for name in ("five", "single", "gain")} == {"five": 1, "single": 1, "gain": 0}
+    assert clean["gain_95"] == (0, 0)
+    assert clean["five_95"] == pytest.approx(wilson(3, 3)), "three people do not prove that all are found"
     darkest = figures["dark 0.95"]
     assert (darkest["five"], darkest["single"], darkest["gain"]) == (1, 0, 1)
+    assert not set(darkest) & {"teacher", "over_teacher"}
 
 
 def test_spoiling_gets_worse_with_its_strength() -> None:
@@ -98,4 +103,19 @@ def test_jitter_is_the_median_bend_in_box_heights() -> None:
     figures = jitter(Trembler(manifest, POINTS.copy()), [Walk()], None)  # type: ignore[arg-type, list-item]
     assert figures["five"] == pytest.approx(2.0 / 100, rel=1e-3)
     assert figures["single"] == pytest.approx(0, abs=1e-6)
-    assert figures["joints"] == 8 * 17
+    assert (figures["joints"], figures["tracks"]) == (8 * 17, 1)
+    assert figures["five_95"] == pytest.approx((0.02, 0.02), rel=1e-3)
+
+
+def test_jitters_interval_is_over_tracks_and_its_ratio_over_the_same_ones() -> None:
+    """Twelve people of whom each trembles at a level of its own, always half of the teacher's: the ratio is certain."""
+    rng = np.random.default_rng(4)
+    five = [(rng.uniform(1, 3) * rng.uniform(0.9, 1.1, 40)).astype(np.float32) for _ in range(12)]
+    figures = _trembling({"five": five, "single": [3 * part for part in five], "teacher": [2 * part for part in five]})
+    low, high = figures["five_95"]
+    assert low < figures["five"] < high
+    assert high - low > 0.2 * figures["five"], "twelve people, not 480 independent lengths"
+    assert figures["five_per_teacher"] == pytest.approx(0.5)
+    assert figures["five_per_teacher_95"] == pytest.approx((0.5, 0.5))
+    assert figures["five_per_single_95"] == pytest.approx((1 / 3, 1 / 3))
+    assert (figures["joints"], figures["tracks"]) == (480, 12)

@@ -8,7 +8,7 @@ from typing import Any
 from streampose.errors import UsageError
 from streampose.train.pose_nms import OKS_NMS
 
-DATASETS = ("posetrack", "jhmdb", "coco", "person", "pack", "video", "tracks")
+DATASETS = ("posetrack", "jhmdb", "coco", "person", "pack", "video", "tracks", "crossings")
 POSED = ("posetrack", "jhmdb", "coco")
 """Those whose poses come from predictions or from a network at boxes."""
 
@@ -34,7 +34,8 @@ def run_eval(
     Args:
         dataset: "posetrack": poses and tracks; "jhmdb": poses of Sub-JHMDB; "coco": poses on COCO keypoint labels;
             "person": boxes on COCO labels; "pack": the validation splits of a folder in the pack's layout;
-            "video": on those, corrupted key frames and jitter; "tracks": the pipeline's ids on its clips.
+            "video": on those, corrupted key frames and jitter; "tracks": the pipeline's ids on its clips;
+            "crossings": ids of walkers put together so that they pass one another.
         gt: the labels' json; for posetrack the folder of them; for jhmdb and pack the data's folder.
         model: a bundled model's name, a bundle or a checkpoint; person: as `detector`; pack: None leaves pose out.
         detector: "person", a bundle or an ONNX file; pack also takes "none" to leave detection out.
@@ -50,7 +51,8 @@ def run_eval(
 
     Returns:
         See `train.posetrack_eval`, `train.jhmdb_eval`, `evaluate_coco`, `evaluate_person`, `evaluate_pack`,
-        `train.video_eval.evaluate_video` and `train.track_eval.evaluate_tracks`.
+        `train.video_eval.evaluate_video`, `train.track_eval.evaluate_tracks` and
+        `train.crossing_eval.evaluate_crossings`.
 
     Raises:
         UsageError: no such data set, options that do not go together, or a file is not what it must be.
@@ -81,7 +83,7 @@ def run_eval(
         raise UsageError(f"--oks-nms is above 0 and at most 1, not {oks_nms:g}")
     if dataset == "pack":
         return _pack(gt, model, detector, images, pred)
-    if dataset in ("video", "tracks"):
+    if dataset in ("video", "tracks", "crossings"):
         return _of_clips(dataset, gt, model, detector, images, pred)
     if dataset == "person":
         from streampose.train.coco_eval import evaluate_person
@@ -158,6 +160,10 @@ def _of_clips(
         from streampose.train.track_eval import evaluate_tracks
 
         return evaluate_tracks(gt, model, detector)
+    if dataset == "crossings":
+        from streampose.train.crossing_eval import evaluate_crossings
+
+        return evaluate_crossings(gt, model, detector)
 
     from streampose.train.video_eval import evaluate_video
 

@@ -140,6 +140,19 @@ def read_clips(root: Path, split: Split) -> list[Clip]:
     return clips
 
 
+def read_clip(root: Path, name: str) -> Clip:
+    """One clip, of either split.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    path = root / "clips" / f"{name}.mp4"
+    if not path.is_file():
+        raise UsageError(f"{path} is missing; expected {LAYOUT}")
+    labels_path = path.parent / "annotations" / f"{name}.json"
+    return _read_clip(path, _read_json(labels_path), _read_maps(labels_path))
+
+
 def _read_clip(path: Path, labels: Any, maps: bytes) -> Clip:
     people: dict[int, list[Person]] = defaultdict(list)
     for annotation in labels["annotations"]:

@@ -1,9 +1,8 @@
-"""Figures on the pack's validation splits, beside the teachers': what `docs/models.md` cites."""
+"""Figures on the pack's validation splits, beside the teachers', with intervals: what `docs/models.md` cites."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,120 +12,126 @@ from numpy.typing import NDArray
 from streampose.engines import Engine, load_engine, whole_pictures
 from streampose.model import load
 from streampose.people import PersonDetector
+from streampose.train.bootstrap import gain_interval, share_interval
 from streampose.train.pack import read_stills
 from streampose.train.person import validation_scenes
-from streampose.train.person_score import Boxes, DetectionScore, Scene, match, summarise
-from streampose.train.pose import human_subjects, window_pck
+from streampose.train.person_figures import Found, detector_figures, differences, human_labelled
+from streampose.train.person_score import Boxes, Scene
+from streampose.train.pose import human_subjects, window_hits
 from streampose.train.predict import CHECKPOINTS
 from streampose.train.teachers import LOWEST_SCORE, Thunder, YoloxNano
 from streampose.train.windows import Subject, WindowSettings, make_window
 
 CROP_SIZE = (256, 192)
-HEIGHTS_PX = (80, 60)
 Detect = Callable[[NDArray[np.uint8]], tuple[Boxes, Boxes]]
+Hits = NDArray[np.int_]
 
 
-def evaluate_pack(data: Path, model: str | None, detector: str = "person") -> dict[str, Any]:
+def evaluate_pack(data: Path, model: str | None, detector: str = "person", every: int = 1) -> dict[str, Any]:
     """Figures of the pose network and the detector on the validation splits of the pack at `data`.
 
     Args:
         model: a checkpoint (single frame and five frames) or a bundle (five frames); None leaves pose out.
         detector: see `PersonDetector`; "none" leaves it out.
+        every: look at every n-th person and picture.
 
     Returns:
         PCK@0.1 of the longer box side on human-labelled LSPet joints at given boxes, and recall, precision and AP at
-        IoU 0.5, all 0..1; the teachers' beside them where `data/teachers` is there. The supporting frames of a still
+        IoU 0.5, all 0..1; the teachers' beside them where `data/teachers` is there, and ours less theirs. Beside each
+        figure stands its 95 % interval, "..._95": people, or pictures, drawn anew. The supporting frames of a still
         are the picture moved a little; "corrupt" means that the key frame alone is blurred, darkened or covered.
     """
     figures: dict[str, Any] = {}
     teachers = data / "teachers"
     if model is not None:
-        subjects = human_subjects(read_stills(data, "val", ["lspet"]))
-        figures["pose"] = {"people": len(subjects), "joints": sum(int(s.person.human.sum()) for s in subjects)}
-        figures["pose"] |= _pose(model, subjects)
-        if teachers.is_dir():
-            figures["pose"]["thunder_clean"] = thunder_pck(Thunder(teachers), subjects)
+        subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
+        figures["pose"] = pose_figures(model, subjects, Thunder(teachers) if teachers.is_dir() else None)
     if detector != "none":
-        scenes = validation_scenes(data)
+        scenes = validation_scenes(data)[::every]
         ours = PersonDetector(detector)
-        figures["person"] = _detection(lambda image: ours.detect(image, LOWEST_SCORE), ours.threshold, scenes)
-        if teachers.is_dir():
+        found = find(lambda image: ours.detect(image, LOWEST_SCORE), scenes)
+        if not teachers.is_dir():
+            figures["person"], _ = detector_figures(found, scenes, ours.threshold)
+        else:
             yolox = YoloxNano(teachers)
-            figures["yolox_nano"] = _detection(yolox.detect, yolox.threshold, scenes)
+            theirs = find(yolox.detect, scenes)
+            figures |= person_figures(found, theirs, scenes, (ours.threshold, yolox.threshold))
     return figures
 
 
-def _pose(model: str, subjects: Sequence[Subject]) -> dict[str, float]:
-    figures: dict[str, float] = {}
+def find(detect: Detect, scenes: Sequence[Scene]) -> Found:
+    """A detector's answers on scenes."""
+    return [detect(scene.image()) for scene in scenes]
+
+
+def person_figures(
+    ours: Found, theirs: Found, scenes: Sequence[Scene], thresholds: tuple[float, float]
+) -> dict[str, Any]:
+    """Figures of our detector and of YOLOX-nano on the same scenes, at the thresholds of both."""
+    our_figures, our_draws = detector_figures(ours, scenes, thresholds[0])
+    their_figures, their_draws = detector_figures(theirs, scenes, thresholds[1])
+    return {
+        "person": our_figures,
+        "yolox_nano": their_figures,
+        "person_less_yolox_nano": differences(our_figures, their_figures, our_draws, their_draws),
+        "human_labelled": human_labelled(ours, theirs, scenes, thresholds),
+        "human_labelled_by_joints": human_labelled(ours, theirs, scenes, thresholds, by_joints=True),
+    }
+
+
+def pose_figures(model: str, subjects: Sequence[Subject], teacher: Thunder | None) -> dict[str, Any]:
+    """PCK@0.1 of a bundle or a checkpoint, and of the teacher on the clean pictures; see `evaluate_pack`."""
+    hits: dict[str, Hits] = {}
+    joints = np.array([int(subject.person.human.sum()) for subject in subjects], np.int_)
     network = load(Path(model)) if model.endswith(CHECKPOINTS) else None
     engine = load_engine(model) if network is None else None
     for name, share in (("clean", 0.0), ("corrupt", 1.0)):
         if network is not None:
-            result = window_pck(network, subjects, CROP_SIZE, share)
-            figures |= {f"single_{name}": result.single, f"five_{name}": result.fused}
+            rows = window_hits(network, subjects, CROP_SIZE, share)
+            hits |= {f"single_{name}": rows[:, 1]} | ({f"five_{name}": rows[:, 2]} if network.offsets else {})
         elif engine is not None:
-            figures[f"five_{name}"] = engine_pck(engine, subjects, share)
+            hits[f"five_{name}"] = engine_hits(engine, subjects, share)
+    pairs = [("five_clean", "single_clean"), ("five_corrupt", "single_corrupt")]
+    if teacher is not None:
+        hits["thunder_clean"] = thunder_hits(teacher, subjects)
+        pairs.append(("five_clean", "thunder_clean"))
+    figures: dict[str, Any] = {"people": len(subjects), "joints": int(joints.sum())}
+    for name, found in hits.items():
+        figures |= {name: float(found.sum() / max(joints.sum(), 1)), f"{name}_95": share_interval(found, joints)}
+    for better, worse in pairs:
+        if better in hits and worse in hits:
+            name = f"{better}_less_{worse}"
+            figures[name] = figures[better] - figures[worse]
+            figures[f"{name}_95"] = gain_interval(hits[better], hits[worse], joints)
     return figures
 
 
-def engine_pck(engine: Engine, subjects: Sequence[Subject], corrupt_key: float, share: float = 0.1) -> float:
-    """As `train.pose.window_pck`, with the compiled network, on the very same windows."""
+def engine_hits(engine: Engine, subjects: Sequence[Subject], corrupt_key: float, share: float = 0.1) -> Hits:
+    """As `train.pose.window_hits`, with the compiled network, on the very same windows: (N,) found from five frames."""
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, corrupt_key)
-    right = total = 0
+    hits = np.zeros(len(subjects), np.int_)
     for index, subject in enumerate(subjects):
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         features = engine.encode(whole_pictures(window["crops"]))
         points = engine.fuse([features], window["transforms"][None])[0]
         near = np.linalg.norm(points[:, :2] - window["points"], axis=1) <= share * window["side"]
-        right += int((near & window["human"]).sum())
-        total += int(window["human"].sum())
-    return right / max(total, 1)
+        hits[index] = (near & window["human"]).sum()
+    return hits
 
 
-def thunder_pck(teacher: Thunder, subjects: Sequence[Subject], share: float = 0.1) -> float:
-    """The teacher on the same people at the same boxes, 0..1."""
-    right = total = 0
-    for subject in subjects:
+def engine_pck(engine: Engine, subjects: Sequence[Subject], corrupt_key: float) -> float:
+    """The share, 0..1, of the human-labelled joints that a compiled network finds; see `engine_hits`."""
+    joints = sum(int(subject.person.human.sum()) for subject in subjects)
+    return float(engine_hits(engine, subjects, corrupt_key).sum() / max(joints, 1))
+
+
+def thunder_hits(teacher: Thunder, subjects: Sequence[Subject], share: float = 0.1) -> Hits:
+    """(N,) what the teacher finds of the same people at the same boxes."""
+    hits = np.zeros(len(subjects), np.int_)
+    for index, subject in enumerate(subjects):
         person = subject.person
         points = teacher.keypoints(subject.source.image(subject.index), person.box)
         side = float((person.box[2:] - person.box[:2]).max())
         near = np.linalg.norm(points[:, :2] - person.keypoints[:, :2], axis=1) <= share * side
-        right += int((near & person.human).sum())
-        total += int(person.human.sum())
-    return right / max(total, 1)
-
-
-def _detection(detect: Detect, threshold: float, scenes: Sequence[Scene]) -> dict[str, Any]:
-    found = [detect(scene.image()) for scene in scenes]
-    figures: dict[str, Any] = {"threshold": threshold}
-    groups = sorted({scene.group.partition(":")[0] for scene in scenes})
-    for height in HEIGHTS_PX:
-        scores = {
-            group: asdict(_summary(found, scenes, height, threshold, group))
-            for group in groups
-            if any(person_counts(scene, height) for scene in scenes if scene.group.startswith(group))
-        }
-        figures[f"from_{height}_px"] = {"all": asdict(_summary(found, scenes, height, threshold, "")), **scores}
-    empty = [index for index, scene in enumerate(scenes) if scene.group == "davis_neg"]
-    silent = sum(not (found[index][1] >= threshold).any() for index in empty)
-    figures["nothing_found_without_people"] = silent / max(len(empty), 1)
-    figures["pictures_without_people"] = len(empty)
-    return figures
-
-
-def person_counts(scene: Scene, height: float) -> bool:
-    """Whether a picture has somebody to find."""
-    return any(not p.ignore and p.box[3] - p.box[1] >= height for p in scene.people)
-
-
-def _summary(
-    found: Sequence[tuple[Boxes, Boxes]], scenes: Sequence[Scene], height: float, threshold: float, group: str
-) -> DetectionScore:
-    scores, verdicts, people = [], [], 0
-    for (boxes, confidence), scene in zip(found, scenes, strict=True):
-        if scene.group.startswith(group):
-            verdict, count = match(boxes, confidence, scene.people, height)
-            scores.append(confidence)
-            verdicts.append(verdict)
-            people += count
-    return summarise(np.concatenate(scores), np.concatenate(verdicts), people, threshold)
+        hits[index] = (near & person.human).sum()
+    return hits

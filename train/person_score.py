@@ -54,22 +54,32 @@ def match(boxes: Boxes, scores: Boxes, people: Sequence[Person], min_height_px: 
     Returns:
         (N,) float32: 1 right, 0 wrong, -1 leave out; and how many people there are to find.
     """
-    wanted = np.array([p.box for p in people if _counts(p, min_height_px)], np.float32).reshape(-1, 4)
-    void = np.array([p.box for p in people if not _counts(p, min_height_px)], np.float32).reshape(-1, 4)
-    verdict = np.zeros(len(boxes), np.float32)
+    verdict, _ = assign(boxes, scores, people, min_height_px)
+    return verdict, sum(counts(person, min_height_px) for person in people)
+
+
+def assign(
+    boxes: Boxes, scores: Boxes, people: Sequence[Person], min_height_px: float
+) -> tuple[Boxes, NDArray[np.intp]]:
+    """As `match`, but with whom each detection found: (N,) indices into `people`, -1 nobody."""
+    places = np.array([place for place, p in enumerate(people) if counts(p, min_height_px)], np.intp)
+    wanted = np.array([people[place].box for place in places], np.float32).reshape(-1, 4)
+    void = np.array([p.box for p in people if not counts(p, min_height_px)], np.float32).reshape(-1, 4)
+    verdict, owner = np.zeros(len(boxes), np.float32), np.full(len(boxes), -1, np.intp)
     overlap, in_void = box_iou(boxes, wanted), share_inside(boxes, void)
     free = np.ones(len(wanted), np.bool_)
     for index in np.argsort(-scores, kind="stable"):
         best = int(np.argmax(overlap[index] * free)) if free.any() else -1
         if best >= 0 and free[best] and overlap[index, best] >= MATCH_IOU:
             free[best] = False
-            verdict[index] = 1
+            verdict[index], owner[index] = 1, places[best]
         elif (in_void[index] >= 0.5).any() or boxes[index, 3] - boxes[index, 1] < min_height_px:
             verdict[index] = -1
-    return verdict, len(wanted)
+    return verdict, owner
 
 
-def _counts(person: Person, min_height_px: float) -> bool:
+def counts(person: Person, min_height_px: float) -> bool:
+    """Whether somebody is to be found: no region to ignore, and tall enough."""
     return not person.ignore and float(person.box[3] - person.box[1]) >= min_height_px
 
 

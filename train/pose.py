@@ -242,29 +242,41 @@ class WindowPck(NamedTuple):
 def window_pck(
     model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float, share: float = 0.1
 ) -> WindowPck:
-    """How many human-labelled joints are found, at the labelled boxes.
+    """How many human-labelled joints are found, at the labelled boxes; see `window_hits`."""
+    total, *right = window_hits(model, subjects, size, corrupt_key, share).sum(axis=0)
+    shares = [float(hits / max(total, 1)) for hits in right]
+    return WindowPck(shares[0], shares[1] if model.offsets else float("nan"))
+
+
+def window_hits(
+    model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float, share: float = 0.1
+) -> NDArray[np.int_]:
+    """How many human-labelled joints each person has, and how many of them are found, at the labelled boxes.
 
     Args:
         subjects: people whose joints a human labelled.
         size: (height, width) of the crops.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered; the others are clean.
         share: a joint is found within this share of the longer side of the person's box.
+
+    Returns:
+        (N, 3): joints, found by the single-frame head, found from fused windows (0 without supporting frames).
     """
     settings = WindowSettings.for_evaluation(size, model.offsets, corrupt_key)
     encoder = frozen_encoder(model)
-    right, total = np.zeros(2), 0
+    rows = np.zeros((len(subjects), 3), np.int_)
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
         human = np.stack([sample["human"] for sample in samples])
         points = np.stack([sample["points"] for sample in samples])
         reach = share * np.array([sample["side"] for sample in samples])
-        for mode, keypoints in enumerate(predict_windows(model, samples, encoder)):
+        found = rows[start : start + 16]
+        found[:, 0] = human.sum(axis=1)
+        for mode, keypoints in enumerate(predict_windows(model, samples, encoder), 1):
             near = np.linalg.norm(keypoints[..., :2] - points, axis=2) <= reach[:, None]
-            right[mode] += (near & human).sum()
-        total += int(human.sum())
-    shares = right / max(total, 1)
-    return WindowPck(float(shares[0]), float(shares[1]) if model.offsets else float("nan"))
+            found[:, mode] = (near & human).sum(axis=1)
+    return rows
 
 
 def human_subjects(stills: Sequence[Still]) -> list[Subject]:

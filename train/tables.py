@@ -117,12 +117,18 @@ def _jhmdb(figures: Mapping[str, Any]) -> list[Table]:
 
 
 def _flat(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values; a figure's 95 % interval, "NAME_95", stands behind it."""
     for name, value in figures.items():
         where = f"{path}.{name}" if path else name
         if isinstance(value, Mapping):
             yield from _flat(value, where)
-        else:
-            yield where, f"{value:.4f}" if isinstance(value, float) else str(value)
+        elif name.removesuffix("_95") == name or name.removesuffix("_95") not in figures:
+            ends = figures.get(f"{name}_95")
+            yield where, _number(value) + (f" ({_number(ends[0])} to {_number(ends[1])})" if ends else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _mean(values: Sequence[float | None]) -> str:

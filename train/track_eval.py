@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import streampose
 from streampose.errors import MissingExtraError, UsageError
 from streampose.geometry import box_iou
+from streampose.train.bootstrap import draw, ends, ratios
 from streampose.train.pack import Clip, Person, Split, read_clips
 from streampose.train.person_score import share_inside
 from streampose.types import PoseFrame
@@ -25,13 +26,15 @@ MATCH_IOU = 0.5
 LEAST_HEIGHT_PX = 60.0
 """Shorter people count neither as found nor as missed."""
 FIGURES = ("idf1", "mota", "num_switches", "num_fragmentations", "num_objects")
+_PARTS = ("idtp", "idfp", "idfn", "num_misses", "num_false_positives", "num_switches", "num_objects")
+"""What IDF1 and MOTA are made of."""
 
 
 def evaluate_tracks(
     data: Path, model: str = "lite", detector: str = "person", detect_every: int = 3, splits: Sequence[Split] = ("val",)
 ) -> dict[str, Any]:
     """IDF1, MOTA and identity switches (motmetrics; boxes match at IoU 0.5) of the pipeline on the clips of the pack at
-    `data` in which several people are seen at once, by clip and over all of them.
+    `data` in which several people are seen at once, by clip and over all of them; see `summarise_tracks`.
 
     Args:
         detect_every: the detector runs on every n-th frame.
@@ -48,10 +51,24 @@ def evaluate_tracks(
         source = str(data / "clips" / f"{clip.name}.mp4")
         frames = streampose.run(source, model=model, detector=detector, detect_every=detect_every)
         scores.append(accumulate(clip.people, frames))
+    return {"detect_every": detect_every} | summarise_tracks([clip.name for clip in clips], scores)
+
+
+def summarise_tracks(names: Sequence[str], scores: Sequence[Any]) -> dict[str, Any]:
+    """Figures of motmetrics' accumulators: "clips", by name, and "all", with intervals "..._95" of IDF1 and MOTA over
+    clips drawn anew."""
     host = motmetrics.metrics.create()
-    table = host.compute_many(scores, names=[clip.name for clip in clips], metrics=list(FIGURES), generate_overall=True)
+    metrics = list(dict.fromkeys(FIGURES + _PARTS))
+    table = host.compute_many(scores, names=list(names), metrics=metrics, generate_overall=True)
     rows = {str(name): {key: float(row[key]) for key in FIGURES} for name, row in table.iterrows()}
-    return {"detect_every": detect_every, "all": rows.pop("OVERALL"), "clips": rows}
+    whole: dict[str, Any] = rows.pop("OVERALL")
+    parts = {key: table[key].to_numpy(np.float64)[:-1] for key in _PARTS}
+    drawn = draw(len(scores))
+    ids = 2 * parts["idtp"] + parts["idfp"] + parts["idfn"]
+    faults = parts["num_misses"] + parts["num_false_positives"] + parts["num_switches"]
+    whole["idf1_95"] = ends(ratios(drawn, 2 * parts["idtp"], ids))
+    whole["mota_95"] = ends(1 - ratios(drawn, faults, parts["num_objects"]))
+    return {"all": whole, "clips": rows}
 
 
 def accumulate(labels: Sequence[Sequence[Person]], frames: Iterable[PoseFrame]) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from streampose.engines import Crops, Engine, Feature, load_engine, whole_pictures
 from streampose.geometry import between_crops, crop_affine, invert, transform
 from streampose.train.augment import spoil
+from streampose.train.bootstrap import draw, ends, gain_interval, medians, share_interval
 from streampose.train.pack import Clip, Person, read_clips, read_stills
 from streampose.train.pose import human_subjects
 from streampose.train.teachers import Thunder
@@ -27,7 +28,6 @@ SLOW = 0.005
 """People move slowly while the median speed of their joints is under this many box heights a frame."""
 JITTER_FRAMES = 60
 LEAST_WEIGHT = 0.3
-SAMPLES = 1000
 
 
 def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
 
     Returns:
         By "KIND STRENGTH", and "clean": "five" frames, "single" (the key frame stands in for its supporting frames),
-        "teacher" if there is one, and "gain", five less single, with the ends of its 95 % interval (people drawn anew
-        1000 times).
+        "teacher" if there is one, "gain", five less single, and "over_teacher", five less teacher; each with its
+        interval "..._95", people drawn anew.
     """
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
     cases = [("clean", "", 0.0)] + [(f"{kind} {s:g}", kind, s) for kind, all_s in STRENGTHS.items() for s in all_s]
@@ -109,16 +109,18 @@ def _look(teacher: Thunder, crop: NDArray[np.uint8]) -> Array:
 
 def _figures(rows: NDArray[np.int_]) -> dict[str, Any]:
     """Of rows (people; joints, hits of five, single and perhaps teacher)."""
-    shares = rows[:, 1:].sum(axis=0) / rows[:, 0].sum()
-    rng = np.random.default_rng(0)
-    drawn = rows[rng.integers(len(rows), size=(SAMPLES, len(rows)))].sum(axis=1)
-    gains = (drawn[:, 1] - drawn[:, 2]) / drawn[:, 0]
-    figures = dict(zip(("five", "single", "teacher"), shares.tolist(), strict=False))
-    low, high = np.quantile(gains, (0.025, 0.975)).tolist()
-    return figures | {"gain": figures["five"] - figures["single"], "gain_low": low, "gain_high": high}
+    joints, hits = rows[:, 0], dict(zip(("five", "single", "teacher"), rows[:, 1:].T, strict=False))
+    figures: dict[str, Any] = {}
+    for name, found in hits.items():
+        figures |= {name: float(found.sum() / joints.sum()), f"{name}_95": share_interval(found, joints)}
+    for name, other in (("gain", "single"), ("over_teacher", "teacher")):
+        if other in hits:
+            figures[name] = figures["five"] - figures[other]
+            figures[f"{name}_95"] = gain_interval(hits["five"], hits[other], joints)
+    return figures
 
 
-def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> dict[str, float]:
+def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> dict[str, Any]:
     """How much joints tremble: the median length of p[t+1] - 2 p[t] + p[t-1], in box heights, over the joints of people
     who move slowly, on raw output (no smoothing), at the labelled boxes.
 
@@ -126,8 +128,9 @@ def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> di
         clips: with tracks; the first 60 frames of each are looked at. Who moves slowly is told by the smoothed labels.
 
     Returns:
-        "five", "single" (the key frame stands in for its supporting frames) and "teacher" if there is one; "joints",
-        how many accelerations that is.
+        "five", "single" (the key frame stands in for its supporting frames) and "teacher" if there is one, and
+        "five_per_single" and "five_per_teacher", each with its interval "..._95" over tracks drawn anew, the same for
+        all; "joints", how many accelerations that is, and "tracks", of how many people's.
     """
     lengths: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
     for clip in clips:
@@ -139,8 +142,24 @@ def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> di
             for name, points in _follow(engine, clip, people, teacher).items():
                 bend = np.linalg.norm(points[2:] - 2 * points[1:-1] + points[:-2], axis=2) / height[1:-1, None]
                 lengths[name].append(bend[slow])
-    found = {name: float(np.median(np.concatenate(parts))) for name, parts in lengths.items() if parts}
-    return found | {"joints": sum(len(part) for part in lengths["five"])}
+    return _trembling({name: parts for name, parts in lengths.items() if parts})
+
+
+def _trembling(lengths: dict[str, list[Array]]) -> dict[str, Any]:
+    """Medians and their ratios, of lengths by who estimated them, a part a track."""
+    parts = lengths.get("five", [])
+    units = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    drawn = draw(len(parts))
+    draws = {name: medians(drawn, np.concatenate(parts), units) for name, parts in lengths.items()}
+    figures: dict[str, Any] = {}
+    for name, parts in lengths.items():
+        figures |= {name: float(np.median(np.concatenate(parts))), f"{name}_95": ends(draws[name])}
+    for other in ("single", "teacher"):
+        if figures.get(other):
+            figures[f"five_per_{other}"] = figures["five"] / figures[other]
+            below = np.where(draws[other] > 0, draws[other], np.nan)
+            figures[f"five_per_{other}_95"] = ends(draws["five"] / below)
+    return figures | {"joints": len(units), "tracks": len(parts)}
 
 
 def _tracks(clip: Clip) -> list[list[tuple[int, Person]]]:

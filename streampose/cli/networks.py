@@ -75,9 +75,9 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="posetrack|jhmdb|coco|person|pack|video|tracks",
+            metavar="posetrack|jhmdb|coco|person|pack|video|tracks|crossings",
             help="PoseTrack 17, 18 or 21; Sub-JHMDB; COCO keypoints; COCO boxes; the pack's validation splits, and on "
-            "them what five frames are worth; the ids of the people in its clips.",
+            "them what five frames are worth; the ids of the people in its clips, and of walkers who cross.",
         ),
     ],
     gt: Annotated[
