@@ -29,7 +29,6 @@ DETECTOR_LIMIT_PX = 0.05
 DETECTOR_LIMIT = 1e-3
 """Largest difference of a detector's box, in input pixels, and of its score."""
 (DETECTOR_FILE,) = GRAPHS["person-detector"]
-PERSON_SIZE = (384, 384)
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 KEY_FRAMES = range(4, 48, 6)
 """Where in the bundled clip the windows of the gate are; int8 is calibrated on what comes after them."""
@@ -52,13 +51,13 @@ def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float = 
     if not 0 < score_threshold < 1:
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
     description, _ = read_checkpoint(checkpoint)
-    if description != DETECTOR:
+    if DETECTOR not in description:
         network = load(checkpoint)
         if not network.offsets:
             raise ModelError(f"{checkpoint} is a single-frame network; give the checkpoint of a fuser stage")
         return build_bundle(network, out, out.name)
     detector = load_detector(checkpoint)
-    return build_detector(PersonExport(detector).eval(), out, PERSON_SIZE, score_threshold)
+    return build_detector(PersonExport(detector).eval(), out, detector.input_size, score_threshold)
 
 
 def precision_of(checkpoint: Path) -> str:

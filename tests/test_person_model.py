@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="needs the [train] extra")
 from torch import Tensor, nn
 
 from streampose.errors import UsageError
-from streampose.model.checkpoint import DETECTOR
+from streampose.model.checkpoint import DETECTOR, load_detector
 from streampose.model.network import normalise
 from streampose.model.person import STRIDES, PersonExport, PersonNetwork, cell_centres
 from streampose.train.loop import LoopSettings, fit
@@ -444,12 +444,13 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def test_a_stage_starts_from_the_one_before_and_leaves_the_early_trunk_alone(tmp_path: Path, pack: Path) -> None:
-    stage = read_recipe("person", overrides(1)).stage[1]
+    stage = read_recipe("person", overrides(1)).stage[-1]
     assert isinstance(stage, PersonStage)
     before = PersonNetwork()
-    torch.save({"network": DETECTOR, "ema": before.state_dict()}, tmp_path / "before.pt")
+    torch.save({"network": {DETECTOR: "person"}, "ema": before.state_dict()}, tmp_path / "before.pt")
     task = person_task(stage, pack, tmp_path / "before.pt")
-    fit(task, stage.loop, tmp_path / "out")
+    checkpoint = fit(task, stage.loop, tmp_path / "out")
+    assert load_detector(checkpoint).input_size == (stage.size, stage.size)
     after = task.model.state_dict()
     frozen = {name for name in after if name.startswith(("trunk.stem.", "trunk.stages.0.", "trunk.stages.1."))}
     assert frozen

@@ -221,7 +221,7 @@ class PersonTask:
     def __init__(self, model: PersonNetwork, pictures: Mosaics, val: Sequence[Scene], trunk_lr: float) -> None:
         self.model = model
         self.auxiliary = nn.Module()
-        self.network = dict(DETECTOR)
+        self.network = {DETECTOR: "person", "input_size": [pictures.size, pictures.size]}
         self.dataset = pictures
         self.epoch_samples = None
         self.val = val

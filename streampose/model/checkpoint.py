@@ -20,14 +20,14 @@ from streampose.errors import ModelError, OutputError, UsageError
 from streampose.model.hrnet import detect_width, own_name
 from streampose.model.int8 import PRECISION, to_int8
 from streampose.model.network import FamiPose, fami_pose
-from streampose.model.person import PersonNetwork
+from streampose.model.person import PERSON_SIZE, PersonNetwork
 from streampose.model.released import BACKBONE, from_released
 from streampose.skeleton import SKELETONS
 
 SUFFIX = ".safetensors"
 METADATA = "network"
-DETECTOR = {"detector": "person"}
-"""What a checkpoint of the person detector says of its network."""
+DETECTOR = "detector"
+"""What a checkpoint of the person detector calls its network."""
 _CODE_SIGNS = ("Unsupported global", "Unsupported class", "Trying to instantiate", "Trying to call", "is blocked")
 """What torch says where a file holds more than tensors and plain values."""
 _NUMPY = import_module("numpy._core.multiarray")  # where pickles of its numbers point to
@@ -83,7 +83,7 @@ def load(path: Path) -> FamiPose:
             network that it names.
     """
     description, state = read_checkpoint(Path(path))
-    if description == DETECTOR:
+    if DETECTOR in description:
         raise ModelError(f"{path} is a checkpoint of a person detector, not of a pose network")
     try:
         network = fami_pose(
@@ -107,12 +107,13 @@ def load_detector(path: Path) -> PersonNetwork:
         ModelError: the file is missing, damaged, or no checkpoint of a person detector.
     """
     description, state = read_checkpoint(path)
-    if description != DETECTOR:
+    if DETECTOR not in description:
         raise ModelError(f"{path} is a checkpoint of {describe(description)}, not of a person detector")
-    network = PersonNetwork()
     try:
+        height, width = description.get("input_size", PERSON_SIZE)
+        network = PersonNetwork((int(height), int(width)))
         network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: its tensors are not those of the person detector") from error
     return network.eval()
 

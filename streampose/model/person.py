@@ -32,11 +32,20 @@ class Detections(NamedTuple):
     logits: Tensor
 
 
-class PersonNetwork(nn.Module):
-    """Forward: (B, 3, H, W) float32 normalised, H and W divisible by 32 -> `Detections`."""
+PERSON_SIZE = (384, 384)
+"""Input of a detector that was not told another one."""
 
-    def __init__(self) -> None:
+
+class PersonNetwork(nn.Module):
+    """Forward: (B, 3, H, W) float32 normalised, H and W divisible by 32 -> `Detections`.
+
+    Attributes:
+        input_size: (height, width) that it is best at, for it was trained on such pictures last.
+    """
+
+    def __init__(self, input_size: tuple[int, int] = PERSON_SIZE) -> None:
         super().__init__()
+        self.input_size = input_size
         self.trunk = EfficientNetLite0(STAGES)
         self.lateral = nn.ModuleList(conv_bn(c, CHANNELS, act=False) for c in self.trunk.channels[1:])
         self.smooth = nn.ModuleList(separable(CHANNELS, CHANNELS, 5) for _ in STRIDES)
