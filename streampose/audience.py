@@ -11,6 +11,8 @@ from streampose.peer import Peer
 
 TOPICS_LIMIT = 4 * SOURCES_LIMIT
 """Topics that one connection may subscribe to."""
+_REQUESTS_A_SECOND = 500
+"""That one connection may make in the long run, after `TOPICS_LIMIT` at once."""
 _AGAIN_S = 1.0
 _SWEEP_S = 5.0
 
@@ -19,15 +21,25 @@ class Connection:
     """One subscriber's connection.
 
     Attributes:
-        key: the public key that it came with, in Z85; "" without encryption.
+        keys: public keys that it came with, in Z85; none without encryption. More than one where a connection that
+            ended in between had the same descriptor: which is which cannot be told any more.
         topics: what it is subscribed to.
     """
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
         self.topics: set[bytes] = set()
+        self._allowance = float(TOPICS_LIMIT)
+        self._asked_s = self._since_s = time.monotonic()
         self._answered: set[bytes] = set()
-        self._since_s = 0.0
+
+    def count(self) -> bool:
+        """Count one request; False where it makes too many, or has too many topics."""
+        now_s = time.monotonic()
+        earned = (now_s - self._asked_s) * _REQUESTS_A_SECOND
+        self._asked_s = now_s
+        self._allowance = min(float(TOPICS_LIMIT), self._allowance + earned) - 1
+        return self._allowance >= 0 and len(self.topics) <= TOPICS_LIMIT
 
     def is_new(self, topic: bytes) -> bool:
         """Whether it has not asked for this within the last second; notes that it does now."""
@@ -40,38 +52,41 @@ class Connection:
         self._answered.add(topic)
         return True
 
-    @property
-    def asks_too_much(self) -> bool:
-        """Whether it is over `TOPICS_LIMIT`, at once or within a second."""
-        return max(len(self.topics), len(self._answered)) > TOPICS_LIMIT
-
 
 class Audience:
     """The connections that have subscribed to anything. All of it belongs to one thread."""
 
     def __init__(self) -> None:
         self._connections: dict[Peer, Connection] = {}
+        self._ended: set[Peer] = set()
         self._swept_s = time.monotonic()
-
-    def __len__(self) -> int:
-        return len(self._connections)
 
     def __iter__(self) -> Iterator[tuple[Peer, Connection]]:
         return iter(list(self._connections.items()))
 
-    def of(self, peer: Peer, key: str) -> Connection:
+    def of(self, peer: Peer) -> Connection:
         """The connection of a peer, which may be a new one."""
-        return self._connections.setdefault(peer, Connection(key))
+        return self._connections.setdefault(peer, Connection())
 
-    def let_go(self, peer: Peer) -> None:
-        """Forget a connection."""
+    def has_ended(self, peer: Peer) -> bool:
+        """Whether this connection was ended from here; what is left of its requests says nothing."""
+        return peer in self._ended
+
+    def end(self, peer: Peer) -> None:
+        """End a connection."""
+        peer.disconnect()
         self._connections.pop(peer, None)
+        self._ended.add(peer)
 
     def sweep(self, at_once: bool = False) -> None:
         """Forget the connections that have gone without a word; now and then, or at once."""
         if at_once or time.monotonic() - self._swept_s >= _SWEEP_S:
             self._connections = {peer: known for peer, known in self if peer.is_connected}
             self._swept_s = time.monotonic()
+
+    def forget_ended(self) -> None:
+        """Nothing of those who were ended is left to be heard."""
+        self._ended.clear()
 
     def looks(self) -> frozenset[bytes]:
         """Beginnings of `picture.` topics that somebody has subscribed to by name."""

@@ -57,13 +57,13 @@ class Gate:
         verdict = [b"200", b"OK", public.encode(), b""] if name is not None else [b"400", b"key not allowed", b"", b""]
         self.socket.send_multipart([b"1.0", request[1], *verdict])
 
-    def has_revoked(self) -> bool:
-        """Whether a key has left the allow list since the last look."""
-        return self._allowed.refresh()
+    def refresh(self) -> None:
+        """Look at the allow list again."""
+        self._allowed.refresh()
 
     def allows(self, public: str) -> bool:
-        """Whether a public key (in Z85: the user id of its connections) is on the allow list, as last looked at."""
-        return self._allowed.name_of(public) is not None
+        """Whether a public key (in Z85: the user id of its connections) was on the allow list, when last looked at."""
+        return public in self._allowed
 
     def close(self) -> None:
         """Close the socket."""

@@ -198,15 +198,16 @@ class AllowList:
         self.refresh()
         return self._names.get(public)
 
-    def refresh(self) -> bool:
-        """Read it again if it changed; True where a key that was allowed before is not any more."""
+    def __contains__(self, public: str) -> bool:
+        """Whether somebody had this public key when it was last read."""
+        return public in self._names
+
+    def refresh(self) -> None:
+        """Read it again if it changed."""
         seen = self._look()
-        if seen == self._seen:
-            return False
-        before = self._names
-        self._seen = seen
-        self._names = {entry.public: entry.name for entry in list_allowed(self._folder)}
-        return not before.keys() <= self._names.keys()
+        if seen != self._seen:
+            self._seen = seen
+            self._names = {entry.public: entry.name for entry in list_allowed(self._folder)}
 
     def _look(self) -> object:
         """What changes when a file of the list does."""

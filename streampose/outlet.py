@@ -31,7 +31,7 @@ HEARTBEAT_S = 1.0
 ADVICE = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
 
 _REQUEST_LIMIT = 1024
-_REQUESTS = 1000
+_REQUESTS = 100
 _HANDSHAKE_MS = 5000
 _LOOK_S = 0.5
 _GREET_S, _GREETINGS, _GREETED = 0.02, 10, 400
@@ -44,7 +44,7 @@ _KEPT = (b"hello", b"status", b"pose")
 _BEAT = b"heartbeat"
 _ROUND_BEATS = 10
 """Heartbeats in which each source's last hello and status are sent once more, in turn: nobody notices their loss."""
-_COMPLAINTS = 100
+_COMPLAIN_S = 1.0
 
 
 class Outlet:
@@ -102,7 +102,8 @@ class Outlet:
         self._greet_s = 0.0
         self._owed: deque[bytes] = deque()
         self._beats = 0
-        self._complaints = 0
+        self._complained_s = -_COMPLAIN_S
+        self._unsaid = 0
         self._context = zmq.Context()
         self._gate: Gate | None = None
         try:
@@ -165,6 +166,8 @@ class Outlet:
                 oldest = self._queue.popleft()
                 if oldest[0].startswith((b"hello.", b"status.")):
                     self._urgent[oldest[0]] = oldest
+                elif not oldest[0]:  # see `forget`
+                    self._urgent[b"forget." + oldest[1]] = oldest
                 else:
                     self._dropped += 1
             self._queue.append(parts)
@@ -250,20 +253,23 @@ class Outlet:
 
     def _look(self) -> None:
         """Cut off those whose keys have been revoked, and forget those who are gone."""
-        if self._gate is not None and self._gate.has_revoked():
+        if self._gate is not None:
+            self._gate.refresh()
             for peer, connection in self._audience:
-                if not self._gate.allows(connection.key):
-                    self._cut_off(peer, f"its key {connection.key} was revoked")
+                if gone := [key for key in connection.keys if not self._gate.allows(key)]:
+                    self._cut_off(peer, f"its key {gone[0]} was revoked", always=True)
         self._audience.sweep()
         self._tell_looks()
 
-    def _cut_off(self, peer: Peer, why: str) -> None:
-        peer.disconnect()
-        self._audience.let_go(peer)
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS:
-            last = "; those after it are cut off without a word" if self._complaints == _COMPLAINTS else ""
-            log.warning("cut off a subscriber, %s: %s%s", peer.host, why, last)
+    def _cut_off(self, peer: Peer, why: str, *, always: bool = False) -> None:
+        """End a connection and say why; what is not said `always` at most once a second."""
+        self._audience.end(peer)
+        if not always and time.monotonic() - self._complained_s < _COMPLAIN_S:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} more since the last time this was said)" if self._unsaid else ""
+        log.warning("cut off a subscriber, %s: %s%s", peer.host, why, more)
+        self._complained_s, self._unsaid = time.monotonic(), 0
 
     def _flush(self) -> None:
         while True:
@@ -294,7 +300,7 @@ class Outlet:
             self._socket.send_multipart(parts)
 
     def _greet(self) -> None:
-        """Answer all new subscriptions at once with the last hellos, states and poses, and a heartbeat.
+        """Answer the new subscriptions together with the last hellos, states and poses, and a heartbeat.
 
         What one greeting does not hold is owed to the next ones, before any other request is heard.
         """
@@ -333,19 +339,23 @@ class Outlet:
             except zmq.Again:
                 self._out_of_step = False
                 if settled or not asked:
+                    self._audience.forget_ended()
                     break
                 settled = True
                 self._socket.poll(_SETTLE_MS)
                 continue
             request, peer = message.bytes, peer_of(message, self._port)
-            went |= peer is None
-            if request[:1] not in (b"\x00", b"\x01"):
-                self._out_of_step = True
-                if peer is not None:
-                    self._cut_off(peer, "it sent what is no subscription")
-            elif peer is not None and self._out_of_step:
+            junk = request[:1] not in (b"\x00", b"\x01")
+            self._out_of_step |= junk
+            if peer is None:
+                went = True
+            elif self._audience.has_ended(peer):
+                continue
+            elif junk:
+                self._cut_off(peer, "it sent what is no subscription")
+            elif self._out_of_step:
                 self._cut_off(peer, "it subscribed just after another one had sent what is no subscription")
-            elif peer is not None and self._carry_out(request, peer, message):
+            elif self._carry_out(request, peer, message):
                 asked.add(request[1:])
         if went:
             self._audience.sweep(at_once=True)
@@ -354,21 +364,18 @@ class Outlet:
     def _carry_out(self, request: bytes, peer: Peer, message: zmq.Frame) -> bool:
         """Carry out one request; returns whether it is to be answered."""
         topic, wanted = request[1:], request[:1] == b"\x01"
-        key = "" if self._gate is None else str(message.get("User-Id"))
-        if self._gate is not None and not self._gate.allows(key):
-            self._cut_off(peer, f"its key {key} was revoked")
+        connection = self._audience.of(peer)
+        if self._gate is not None:
+            connection.keys.add(str(message.get("User-Id")))  # which `_look` compares with the list
+        if not connection.count():
+            self._cut_off(peer, f"it subscribes without end, or to more than {TOPICS_LIMIT} topics")
             return False
-        connection = self._audience.of(peer, key)
+        self._socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
         if not wanted:
-            self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
             connection.topics.discard(topic)
             return False
-        self._socket.setsockopt(zmq.SUBSCRIBE, topic)
         connection.topics.add(topic)
-        new = connection.is_new(topic)
-        if connection.asks_too_much:
-            self._cut_off(peer, f"it subscribed to more than {TOPICS_LIMIT} topics")
-        return new
+        return connection.is_new(topic)
 
     def _tell_looks(self) -> None:
         looks = self._audience.looks()

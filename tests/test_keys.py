@@ -4,6 +4,7 @@ import dataclasses
 import os
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_a_key_is_not_used_in_the_clear(tmp_path, folder):
 def test_a_revoked_subscriber_is_cut_off_and_the_others_notice_nothing(secured, folder, tmp_path):
     with (
         Subscriber(secured.endpoint, key=tmp_path / "tablet.key") as tablet,
-        Subscriber(secured.endpoint, key=tmp_path / "robot.key") as robot,
+        Subscriber(secured.endpoint, key=tmp_path / "robot.key", mode="lossless") as robot,
     ):
         assert tablet.receive(WAIT_S)
         got = [robot.receive(WAIT_S)]
@@ -95,12 +96,36 @@ def test_a_revoked_subscriber_is_cut_off_and_the_others_notice_nothing(secured, 
         with pytest.raises(KeyRefusedError, match="'tablet'"):
             all(tablet)  # for ever, but for the error
         assert time.monotonic() - began < 3
-        got += [robot.receive(WAIT_S) for _ in range(50)]
+        got += [robot.receive(WAIT_S) for _ in range(600)]  # three seconds of it
         assert robot.reconnections == 0
-        assert robot.missed == {"cam": sum(frame.missed for frame in got)}
+        numbers = [frame.frame_index for frame in got]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     add_key(folder, "tablet", tmp_path / "tablet2.key")
     with Subscriber(secured.endpoint, key=tmp_path / "tablet2.key") as stream:
         assert stream.receive(WAIT_S)
+
+
+def test_a_revoked_subscriber_is_cut_off_whatever_others_do_meanwhile(secured, folder, tmp_path):
+    """Whoever connects makes the publisher look at the list, too: others come and go without a pause."""
+    done = threading.Event()
+
+    def come_and_go():
+        while not done.is_set():
+            with Subscriber(secured.endpoint, key=tmp_path / "robot.key") as stream:
+                stream.receive(WAIT_S)
+
+    others = threading.Thread(target=come_and_go)
+    with Subscriber(secured.endpoint, key=tmp_path / "tablet.key") as tablet:
+        assert tablet.receive(WAIT_S)
+        others.start()
+        try:
+            revoke(folder, "tablet")
+            until = time.monotonic() + WAIT_S
+            with pytest.raises(KeyRefusedError, match="'tablet'"):
+                all(time.monotonic() < until for _ in tablet)
+        finally:
+            done.set()
+            others.join()
 
 
 def test_a_key_allowed_later_gets_in_without_a_restart(secured, folder, tmp_path):
@@ -135,11 +160,13 @@ def test_the_list_and_what_is_wrong_with_it(folder, caplog):
 
 def test_the_allow_list_is_read_again_when_it_changes(folder, tmp_path):
     allowed = AllowList(folder)
-    assert allowed.refresh() is False
     key = add_key(folder, "third", tmp_path / "third.key")
     assert allowed.name_of(key.pair.public) == "third"
+    assert key.pair.public in allowed
     revoke(folder, "third")
-    assert allowed.refresh() is True
+    assert key.pair.public in allowed  # as last looked at
+    allowed.refresh()
+    assert key.pair.public not in allowed
     assert allowed.name_of(key.pair.public) is None
     for path in (folder / "allowed").iterdir():
         path.unlink()
