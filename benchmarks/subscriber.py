@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -46,6 +47,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from stream_messages import start_idler
 
 READ_HZ = 5.0
+JOIN_PAUSE_S = 0.1
+CROWD = 50
 FRAMES_HZ = 30.0
 REPLAYED = 2500
 SPEED = 8.0
@@ -87,6 +90,17 @@ def join_ms(endpoint: str) -> float:
             frame = stream.receive(0.001)
             seen |= {frame.source} if frame is not None else set()
         return 1e3 * (time.monotonic() - began_s)
+
+
+def joins_ms(endpoint: str, rounds: int) -> dict[str, list[float]]:
+    """Times of subscribers that come one by one, and of fifty that come at once: answers are paced where many come."""
+    alone = []
+    for _ in range(rounds):
+        time.sleep(JOIN_PAUSE_S)
+        alone.append(join_ms(endpoint))
+    with ThreadPoolExecutor(CROWD) as crowd:
+        together = list(crowd.map(join_ms, [endpoint] * CROWD))
+    return {"hello, state and pose of two sources": alone, f"the same, {CROWD} subscribers at once": together}
 
 
 def stale_ms(endpoint: str, rounds: int) -> list[float]:
@@ -253,7 +267,7 @@ def main() -> None:
     with Publisher("tcp://127.0.0.1:*", model="lite") as publisher, talking(publisher, "a", "b"):
         for source in ("a", "b"):
             publisher.set_state(source, "online")
-        times = {"hello, state and pose of two sources": [join_ms(publisher.endpoint) for _ in range(5 * rounds)]}
+        times = joins_ms(publisher.endpoint, 5 * rounds)
         times["age of a frame at 5 reads of 30 frames a second"] = stale_ms(publisher.endpoint, 5 * rounds)
     times |= measure_errors(rounds)
     show(times | measure_replays())
