@@ -36,8 +36,8 @@ def test_the_bundled_pose_network_in_torch_computes_what_ships(crops: np.ndarray
 
 
 def test_the_bundled_detector_in_torch_computes_what_ships() -> None:
-    picture = np.random.default_rng(2).integers(0, 256, (384, 384, 3), np.uint8)
     network = detector_of_bundle("person")
+    picture = np.random.default_rng(2).integers(0, 256, (*network.input_size, 3), np.uint8)
     with torch.inference_mode():
         scores = network(normalise(torch.from_numpy(picture[None]))).logits[0].sigmoid()
     shipped = PersonDetector("person").detect(picture, 0.0)[1]

@@ -50,9 +50,9 @@ def pose_of_bundle(name: str) -> FamiPose:
 
 def detector_of_bundle(name: str) -> PersonNetwork:
     """As `pose_of_bundle`, of a person detector."""
-    folder, _ = _open(name, "person-detector")
+    folder, manifest = _open(name, "person-detector")
     tensors = _tensors(folder / GRAPHS["person-detector"][0])
-    network = PersonNetwork().eval()
+    network = PersonNetwork(manifest.input_size).eval()
     try:
         tensors[f"network.{STEM}"] = _take_rgb(tensors[f"network.{STEM}"])
         _put(network, tensors, "network.")
