@@ -26,6 +26,8 @@ from streampose.types import Pose, PoseFrame
 log = logging.getLogger(__name__)
 
 FORMATS = ("csv", "coco", "posetrack", "jsonl", "parquet")
+_FILES = 200
+"""How many are written at a time: fewer than a process may have open."""
 _EARS = [POSETRACK.joints.index(name) for name in ("left_ear", "right_ear")]
 
 _CSV_ENTRY = ("received_ns", "run_id", "seq")
@@ -158,17 +160,24 @@ Run = tuple[str, str]
 
 
 def _export_runs(recording: Path, source: str | None, out: Path, form: str) -> tuple[Path, ...]:
-    """Read it twice: how many files there are, and how many frames are in each, is known after the first time."""
+    """Read it once for the frames of each run, and once more for each group of files that are written together."""
     runs: dict[Run, array[int]] = {}
     for entry in _entries(recording, source):
         runs.setdefault((entry.frame.source, entry.run_id), array("q")).append(entry.frame.frame_index)
-    paths = dict(_name_files(runs, out))
+    paths = _name_files(runs, out)
     frames = sum(map(len, runs.values()))
     begin = _coco_file if form == "coco" else _posetrack_file
-    with ExitStack() as stack:
-        writers = {run: stack.enter_context(begin(path, run[0], runs.pop(run))) for run, path in paths.items()}
-        for entry in islice(_entries(recording, source), frames):  # a recorder may have added some meanwhile
-            writers[entry.frame.source, entry.run_id](entry.frame)
+    with ExitStack() as made:
+        for path in paths.values():
+            made.enter_context(_new(path))
+        named = iter(paths.items())
+        while group := tuple(islice(named, _FILES)):
+            with ExitStack() as stack:
+                writers = {run: stack.enter_context(begin(path, run[0], runs.pop(run))) for run, path in group}
+                for entry in islice(_entries(recording, source), frames):  # a recorder may have added some meanwhile
+                    write = writers.get((entry.frame.source, entry.run_id))
+                    if write is not None:
+                        write(entry.frame)
     return tuple(paths.values())
 
 
@@ -191,19 +200,28 @@ def _chosen(recording: Path, source: str | None) -> Iterator[Item]:
         raise UsageError(f"{recording} has {choice.lack}")
 
 
-def _name_files(runs: Collection[Run], out: Path) -> Iterator[tuple[Run, Path]]:
-    seen: dict[str, int] = {}
-    for run in runs:
-        name = re.sub(r"[/\\]", "_", run[0])
-        seen[name] = seen.get(name, 0) + 1
-        again = f"-run{seen[name]}" if seen[name] > 1 else ""
-        yield run, out if len(runs) == 1 else out.with_stem(f"{out.stem}-{name}{again}")
+def _name_files(runs: Collection[Run], out: Path) -> dict[Run, Path]:
+    """A file for each run, named after its source; another run of the same name has the next number that is free."""
+    if len(runs) == 1:
+        return dict.fromkeys(runs, out)
+    names = {run: re.sub(r"[/\\]", "_", run[0]) for run in runs}
+    taken, last = set(names.values()), dict.fromkeys(names.values(), 0)
+    paths = {}
+    for run, name in names.items():
+        unique = name
+        while last[name] and unique in taken:
+            last[name] += 1
+            unique = f"{name}-run{last[name]}"
+        last[name] = last[name] or 1
+        taken.add(unique)
+        paths[run] = out.with_stem(f"{out.stem}-{unique}")
+    return paths
 
 
 @contextmanager
 def _coco_file(path: Path, source: str, frames: array[int]) -> Iterator[Callable[[PoseFrame], None]]:  # noqa: ARG001
     """A new file of COCO keypoint results; yields what adds the people of a frame."""
-    with _new(path), path.open("x", encoding="utf-8") as file:
+    with path.open("x", encoding="utf-8") as file:
         file.write("[")
         yield _JsonList[PoseFrame](file, to_coco).extend
         file.write("]")
@@ -216,7 +234,7 @@ def _posetrack_file(path: Path, source: str, frames: array[int]) -> Iterator[Cal
     Args:
         frames: the `frame_index` of each frame that will come.
     """
-    with _new(path), path.open("x", encoding="utf-8") as file:
+    with path.open("x", encoding="utf-8") as file:
         file.write('{"images": [')
         images = _JsonList[int](file, lambda frame_index: [_to_image(source, frame_index, len(frames))])
         for frame_index in frames:

@@ -27,7 +27,7 @@ SIZE_LIMIT = 1 << 20
 COORDINATE_LIMIT = 1e6
 """Boxes and joints lie within so many pixels of the frame's corner, on either side."""
 SOURCES_LIMIT = 1000
-"""Sources of one stream that a receiver keeps account of."""
+"""Sources of one stream that a publisher greets with, and a receiver keeps account of."""
 
 Parts = tuple[bytes, bytes, bytes]
 Clock = Literal["rtcp", "arrival"]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -73,9 +73,10 @@ class Relay:
     """Collects streams and sends them on. A context manager; one thread an upstream.
 
     `seq` and `run_id` pass as they are, so that subscribers count what was lost on either way. The sources of a
-    publisher that is gone are told to be offline. A source that comes from two publishers is taken from the first, as
-    long as that lives; what comes back by other relays is left out. Pictures are asked for where somebody downstream
-    looks.
+    publisher that is gone, and those that it tells nothing of when it is connected to again, are told to be offline.
+    A source that ends is let go of: who subscribes later hears only what its publisher repeats of it. A source that
+    comes from two publishers is taken from the first, as long as that lives; what comes back by other relays is left
+    out. Pictures are asked for where somebody downstream looks.
 
     Args:
         upstreams: publishers, which need not be there yet.
@@ -95,6 +96,7 @@ class Relay:
         self._outlet = outlet
         self._owners: dict[str, _Branch] = {}
         self._offline: dict[str, None] = {}
+        self._ended: dict[str, tuple[_Branch, str]] = {}
         self._stack = ExitStack()
         if outlet.endpoint in {upstream.endpoint for upstream in upstreams}:
             raise UsageError(f"the relay cannot collect from {outlet.endpoint}, where it publishes itself")
@@ -133,6 +135,7 @@ class Relay:
         with self.lock:
             if source not in self._owners and len(self._owners) < SOURCES_LIMIT:
                 self._owners[source] = branch
+                self._make_room()
             owner = self._owners.get(source)
             self.conflicts += owner is not branch
             return owner is branch
@@ -144,23 +147,52 @@ class Relay:
             while "." in own:
                 own = own.partition(".")[2]
                 owner = self._owners.get(own)
-                if owner is not None and owner is not branch and owner.run_of(own) == run_id:
+                known = self._ended.get(own) if owner is None else (owner, owner.run_of(own))
+                if known is not None and known[0] is not branch and known[1] == run_id:
                     return True
         return False
 
-    def release(self, branch: _Branch, only: str | None = None) -> list[str]:
-        """Let others have the sources of a branch, or one of them; returns those that it had."""
+    def release(self, source: str, branch: _Branch) -> bool:
+        """Let others have a source of a branch; returns whether it had it."""
         with self.lock:
-            mine = [source for source, owner in self._owners.items() if owner is branch and only in (None, source)]
-            for source in mine:
+            mine = self._owners.get(source) is branch
+            if mine:
                 del self._owners[source]
             return mine
 
     def tell_offline(self, status: Status) -> None:
         """Tell that a source is gone; what comes of it later tells the opposite."""
         with self.lock:
-            _keep(self._offline, status.source, None)
+            self._offline.pop(status.source, None)
+            self._offline[status.source] = None
             self._outlet.send(encode_status(status))
+
+    def note_state(self, source: str, status: Status, branch: _Branch) -> None:
+        """Remember whether a source of a branch has ended."""
+        with self.lock:
+            if status.state == "ended":
+                _keep(self._ended, source, (branch, status.run_id))
+            else:
+                self._ended.pop(source, None)
+
+    def forget_ended(self, source: str, run_id: str, branch: _Branch) -> bool:
+        """Let go of a source that has ended in this run, once what was passed on of it is sent; returns whether it has.
+
+        It may have been removed: then nothing ever comes of it that would tell so.
+        """
+        with self.lock:
+            if self._ended.get(source) != (branch, run_id):
+                return False
+            self.release(source, branch)
+            self._outlet.forget(source)
+            return True
+
+    def _make_room(self) -> None:
+        """Forget those that went offline first, where there are too many of them and of those that are there."""
+        gone = [source for source in self._offline if source not in self._owners]
+        for source in gone[: max(0, len(gone) + len(self._owners) - SOURCES_LIMIT)]:
+            del self._offline[source]
+            self._outlet.forget(source)
 
     def pass_on(self, parts: Parts, source: str, run_id: str) -> None:
         """Send a checked message of a source. Before a pose of one that was told to be offline, tell that it is not."""
@@ -185,6 +217,13 @@ class _Known:
     parts: dict[str, Parts] = field(default_factory=dict)
 
 
+class _Heard(NamedTuple):
+    """The run, and the connection to its publisher, in which a source was last heard of."""
+
+    run_id: str
+    connection: int
+
+
 class _Branch:
     """One upstream."""
 
@@ -192,14 +231,17 @@ class _Branch:
         self.endpoint = upstream.endpoint
         self._prefix = f"{upstream.name}." if upstream.name else ""
         self._relay = relay
-        self._runs: dict[str, str] = {}
+        self._heard: dict[str, _Heard] = {}
         self._known: dict[str, _Known] = {}
         self._told: set[str] = set()
-        self._heard_s = 0.0
+        self._heard_s = self._connected_s = 0.0
+        self._connection = 0
         self._state = ""
         self._rejects = Rejects(upstream.endpoint)
         self._topics = [*(f"{kind}.".encode() for kind in _KINDS), b"heartbeat"]
-        self._inlet = Inlet(upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, connect_s=1.0)
+        self._inlet = Inlet(
+            upstream.endpoint, key=upstream.key, topics=self._topics, put=self._put, tell=self._follow, connect_s=1.0
+        )
         stack.enter_context(self._inlet)
 
     @property
@@ -209,12 +251,14 @@ class _Branch:
 
     def run_of(self, source: str) -> str | None:
         """The run that a source of this branch was last heard of in."""
-        return self._runs.get(source)
+        heard = self._heard.get(source)
+        return None if heard is None else heard.run_id
 
     def check(self) -> None:
         """Notice what has become of the publisher; log it once."""
         with self._relay.lock:
-            silent = time.monotonic() - self._heard_s > SILENT_S
+            now_s = time.monotonic()
+            silent = now_s - self._heard_s > SILENT_S
             failure = self._inlet.failure
             if failure is not None:
                 state = f"{failure}; trying again"
@@ -231,13 +275,22 @@ class _Branch:
                 else:
                     log.info("%s: %s", self.endpoint, state)
             if state != "connected" and silent:
-                self._give_up()
+                self._give_up(*self._heard)
+            elif state == "connected" and now_s - self._connected_s > SILENT_S:  # it has told of all its sources
+                self._give_up(*(name for name, heard in self._heard.items() if heard.connection != self._connection))
 
-    def _give_up(self, only: str | None = None) -> None:
-        """Tell that all sources of this branch, or one of them, do not come from here any more."""
-        for source in self._relay.release(self, only):
-            status = Status(schema=SCHEMA, run_id=self._runs.pop(source), source=source, state="offline")
-            self._relay.tell_offline(status)
+    def _follow(self, inlet: Inlet) -> None:
+        """Note another connection; called by the inlet's thread."""
+        with self._relay.lock:
+            if self._connection != inlet.connections:
+                self._connection, self._connected_s = inlet.connections, time.monotonic()
+
+    def _give_up(self, *sources: str) -> None:
+        """Tell that sources do not come from here any more, of those that did."""
+        for source in sources:
+            if self._relay.release(source, self):
+                run_id = self._heard.pop(source).run_id
+                self._relay.tell_offline(Status(schema=SCHEMA, run_id=run_id, source=source, state="offline"))
 
     def look(self, looks: Iterable[bytes]) -> None:
         """Ask for the pictures that somebody downstream looks at."""
@@ -282,21 +335,27 @@ class _Branch:
                 return
             said = self._note(source, header.run_id, kind, renamed)
             if not self._relay.claim(source, self):
-                owner = self._relay.sources.get(source, "others, too many")
+                owner = self._relay.sources.get(source)
                 why = f"it comes from {owner} already; name one of them: --connect NAME={self.endpoint}"
+                if owner is None:
+                    why = f"the relay has {SOURCES_LIMIT} sources already; collect some of them by another relay"
                 self._leave_out(source, why)
                 return
-            for known in () if source in self._runs else said:
+            for known in () if source in self._heard else said:
                 self._relay.pass_on(known, source, header.run_id)
-            self._runs[source] = header.run_id
+            self._heard[source] = _Heard(header.run_id, self._connection)
             self._relay.pass_on(renamed, source, header.run_id)
+            if isinstance(message, Status):
+                self._relay.note_state(source, message, self)
+            if self._relay.forget_ended(source, header.run_id, self):
+                del self._heard[source]
 
     def _note(self, source: str, run_id: str, kind: str, parts: Parts) -> list[Parts]:
         """Keep the last hello and status of a source; returns what was said before this message, of another kind."""
         known = self._known.get(source)
         if known is None or known.run_id != run_id:
             known = _Known(run_id)
-            _keep(self._known, source, known)
+        _keep(self._known, source, known)
         if kind in ("hello", "status"):
             known.parts[kind] = parts
         return [said for each, said in known.parts.items() if each != kind]

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -60,8 +61,8 @@ def replay(
     while True:
         before = player.frames
         choice = Choice(source)
-        with ReadAhead(read_recording(path), stop, choice.takes) as items:
-            player.play(items)
+        with ReadAhead(player.prepare(read_recording(path), choice), stop, _is_any) as plays:
+            player.play(plays)
         frames = player.frames
         if frames == before and not stop.is_set():
             raise UsageError(f"{path} has {choice.lack}")
@@ -72,7 +73,30 @@ def replay(
     return frames
 
 
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """What an item of a recording becomes.
+
+    Attributes:
+        received_ns: when it came; None: it goes out at once.
+        parts: messages, ready to be sent.
+        source: of the item.
+        encode: makes the pose that follows them, published at a time of `time.monotonic_ns()`; None: there is none.
+    """
+
+    received_ns: int | None
+    source: str
+    parts: tuple[Parts, ...]
+    encode: Callable[[int], Parts] | None = None
+
+
+def _is_any(play: _Play | None) -> bool:
+    return play is not None
+
+
 class _Player:
+    """Prepares messages in one thread, and sends them in another."""
+
     def __init__(self, outlet: Outlet, stop: threading.Event, speed: float) -> None:
         self.frames = 0
         self._outlet = outlet
@@ -83,24 +107,38 @@ class _Player:
         self._index: dict[str, int] = {}
         self._epoch = self._epochs = 0
         self._first_index: dict[str, int] = {}
+        self._played: dict[str, None] = {}
 
-    def play(self, items: Iterable[Item]) -> None:
-        """Publish items at their times, until they end or the stop."""
-        began_s, first_ns = 0.0, None
+    def prepare(self, items: Iterable[Item], choice: Choice) -> Iterator[_Play | None]:
+        """Make, and check, what is to be sent; None for each item that is not asked for."""
         for item in items:
-            if isinstance(item, Hello):
-                self._describe(msgspec.structs.replace(item, run_id=self._outlet.run_id))
-                continue
-            if first_ns is None:
-                began_s, first_ns = time.monotonic(), item.received_ns  # it took a while to open the file
-            wait_s = (item.received_ns - first_ns) / 1e9 / self._speed - (time.monotonic() - began_s)
-            wait_s = min(wait_s, threading.TIMEOUT_MAX)
-            if (wait_s > 0 and self._stop.wait(wait_s)) or self._stop.is_set():
-                return
-            if isinstance(item, StateChange):
-                self._tell(item.source, item.state)
+            if not choice.takes(item):
+                yield None
+            elif isinstance(item, Hello):
+                hello = msgspec.structs.replace(item, run_id=self._outlet.run_id)
+                yield _Play(None, item.source, (self._describe(hello),))
+            elif isinstance(item, StateChange):
+                yield _Play(item.received_ns, item.source, (self._tell(item.source, item.state),))
             else:
-                self._publish(item)
+                yield self._prepare_pose(item)
+
+    def play(self, plays: Iterable[_Play | None]) -> None:
+        """Publish what was prepared at its times, until it ends or the stop."""
+        began_s, first_ns = 0.0, None
+        for play in filter(None, plays):
+            if play.received_ns is not None:
+                if first_ns is None:
+                    began_s, first_ns = time.monotonic(), play.received_ns  # it took a while to open the file
+                wait_s = (play.received_ns - first_ns) / 1e9 / self._speed - (time.monotonic() - began_s)
+                wait_s = min(wait_s, threading.TIMEOUT_MAX)
+                if (wait_s > 0 and self._stop.wait(wait_s)) or self._stop.is_set():
+                    return
+            for parts in play.parts:
+                self._outlet.send(parts)
+            if play.encode is not None:
+                self._outlet.send(play.encode(time.monotonic_ns()))
+                self._played[play.source] = None
+                self.frames += 1
 
     def begin_again(self) -> None:
         """The next round is another epoch, whose frames count on."""
@@ -109,58 +147,46 @@ class _Player:
 
     def end(self) -> None:
         """Tell that all sources are at their end."""
-        for source in self._seq:
-            self._tell(source, "ended")
+        for source in self._played:
+            self._outlet.send(self._tell(source, "ended"))
 
-    def _publish(self, entry: Entry) -> None:
-        frame = self._as_now(entry.frame)
+    def _prepare_pose(self, entry: Entry) -> _Play:
+        frame = self._count_on(entry.frame)
         known = self._hellos.get(frame.source)
+        parts: tuple[Parts, ...] = ()
         if known is None or (known.width, known.height, known.skeleton) != (frame.width, frame.height, frame.skeleton):
-            self._describe(self._hello_of(frame, entry.offsets))
-        seq = self._seq.get(frame.source, -1) + 1 + (entry.frame.missed if frame.source in self._seq else 0)
+            parts = (self._describe(self._hello_of(frame, entry.offsets)),)
+        seq = self._seq.get(frame.source, -1) + 1 + (frame.missed if frame.source in self._seq else 0)
         self._seq[frame.source] = seq
-        self._send(
-            f"frame {entry.frame.frame_index} of {frame.source!r}",
-            lambda: encode_pose(
-                frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets, smoothed=entry.smoothed
-            ),
-        )
-        self.frames += 1
 
-    def _as_now(self, frame: PoseFrame) -> PoseFrame:
-        now_ns = time.monotonic_ns()
+        def encode(now_ns: int) -> Parts:
+            return encode_pose(
+                _move(frame, now_ns),
+                run_id=self._outlet.run_id,
+                seq=seq,
+                offsets=entry.offsets,
+                smoothed=entry.smoothed,
+            )
+
+        what = f"frame {entry.frame.frame_index} of {frame.source!r}"
+        _check(what, lambda: encode(time.monotonic_ns()))  # at another time it is as good: all times are in range
+        return _Play(entry.received_ns, frame.source, parts, encode)
+
+    def _count_on(self, frame: PoseFrame) -> PoseFrame:
+        """A frame of this round."""
         index = frame.frame_index + self._first_index.get(frame.source, 0)
         self._index[frame.source] = index
         epoch = frame.epoch + self._epoch
         self._epochs = max(self._epochs, epoch)
-        return dataclasses.replace(
-            frame,
-            epoch=epoch,
-            frame_index=index,
-            captured_ns=min(_LATEST_NS, max(_EARLIEST_NS, now_ns - (frame.published_ns - frame.captured_ns))),
-            published_ns=now_ns,
-        )
+        return dataclasses.replace(frame, epoch=epoch, frame_index=index)
 
-    def _describe(self, hello: Hello) -> None:
+    def _describe(self, hello: Hello) -> Parts:
         self._hellos[hello.source] = hello
-        self._send(f"the hello of {hello.source!r}", lambda: encode_hello(hello))
+        return _check(f"the hello of {hello.source!r}", lambda: encode_hello(hello))
 
-    def _tell(self, source: str, state: State) -> None:
+    def _tell(self, source: str, state: State) -> Parts:
         status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state=state)
-        self._send(f"a state of {source!r}", lambda: encode_status(status))
-
-    def _send(self, what: str, encode: Callable[[], Parts]) -> None:
-        """Send a message, if it is one that subscribers can read: files hold what no publisher sends.
-
-        Raises:
-            UsageError: it is none.
-        """
-        try:
-            parts = encode()
-            decode(parts)
-        except (MessageError, OverflowError, ValueError) as error:
-            raise UsageError(f"{what} cannot be replayed: {error}") from None
-        self._outlet.send(parts)
+        return _check(f"a state of {source!r}", lambda: encode_status(status))
 
     def _hello_of(self, frame: PoseFrame, offsets: tuple[int, ...]) -> Hello:
         """A hello for frames that were recorded without."""
@@ -180,3 +206,23 @@ class _Player:
             model=known.model if known else "recording",
             offsets=offsets,
         )
+
+
+def _move(frame: PoseFrame, now_ns: int) -> PoseFrame:
+    """A frame published now."""
+    captured_ns = min(_LATEST_NS, max(_EARLIEST_NS, now_ns - (frame.published_ns - frame.captured_ns)))
+    return dataclasses.replace(frame, captured_ns=captured_ns, published_ns=now_ns)
+
+
+def _check(what: str, encode: Callable[[], Parts]) -> Parts:
+    """Make a message, if it is one that subscribers can read: files hold what no publisher sends.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        parts = encode()
+        decode(parts)
+    except (MessageError, OverflowError, ValueError) as error:
+        raise UsageError(f"{what} cannot be replayed: {error}") from None
+    return parts

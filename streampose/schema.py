@@ -18,6 +18,7 @@ from streampose.messages import (
     PEOPLE_LIMIT,
     SCHEMA,
     SIZE_LIMIT,
+    SOURCES_LIMIT,
     Heartbeat,
     Hello,
     PersonHeader,
@@ -69,6 +70,7 @@ def protocol_schema() -> dict[str, Any]:
             "offsets": OFFSETS_LIMIT,
             "frame_pixels": SIZE_LIMIT,
             "name_characters": NAME_LIMIT,
+            "sources": SOURCES_LIMIT,
         },
         "topics": {
             topic: {"header": reference, "blob": _BLOBS.get(topic, _NO_BLOB)}

@@ -1,5 +1,6 @@
 """The example subscribers, in JavaScript, C++ and Python, against a real publisher."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ import pytest
 import zmq
 
 from streampose.keys import add_key, revoke
+from streampose.messages import SCHEMA, Hello, Status
 from streampose.publish import Publisher
-from streampose.wire import encode_pose
+from streampose.skeleton import COCO17
+from streampose.wire import encode_hello, encode_pose, encode_status
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import Talk, make_frame
@@ -113,6 +116,21 @@ def test_cpp(publisher, program):
     assert lines[1] == f"cam seq {first} track 2 joints 17 first 10.00 {first % 1000}.00 0.75".split()
 
 
+def damage():
+    """Messages that are none."""
+    topic, header, blob = encode_pose(make_frame(0, people=1), run_id="r", seq=0)
+    fields = msgspec.msgpack.decode(header)
+    return (
+        [topic, b"\xc1 junk", blob],
+        [topic, header],
+        [topic, header, b""],
+        [topic, header, blob[:-1]],
+        [topic, msgspec.msgpack.encode(7), blob],
+        [topic, msgspec.msgpack.encode(fields | {"people": 3}), blob],
+        [topic, msgspec.msgpack.encode(fields | {"schema": 2}), blob],
+    )
+
+
 def disturb(command):
     """Run an example on messages that are none among those that are; its line of what it skipped, and its count."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as sender:
@@ -123,19 +141,9 @@ def disturb(command):
         with subprocess.Popen([*map(str, command(endpoint))], stdout=-1, stderr=-1, text=True) as process:
             while sender.recv() != b"\x01pose.":
                 pass
-            topic, header, blob = encode_pose(make_frame(0, people=1), run_id="r", seq=0)
-            fields = msgspec.msgpack.decode(header)
-            for bad in (
-                [topic, b"\xc1 junk", blob],
-                [topic, header],
-                [topic, header, b""],
-                [topic, header, blob[:-1]],
-                [topic, msgspec.msgpack.encode(7), blob],
-                [topic, msgspec.msgpack.encode(fields | {"people": 3}), blob],
-                [topic, msgspec.msgpack.encode(fields | {"schema": 2}), blob],
-            ):
+            for bad in damage():
                 sender.send_multipart(bad)
-            sender.send_multipart([topic, header, blob])
+            sender.send_multipart(encode_pose(make_frame(0, people=1), run_id="r", seq=0))
             sender.send_multipart(encode_pose(make_frame(1, people=1), run_id="r", seq=1))
             out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, err
@@ -206,6 +214,58 @@ def test_python(publisher, tmp_path):
         assert process.stdout.readline() == "stage frame 0: 1 raises left_wrist\n"
         process.terminate()
         process.communicate(timeout=WAIT_S)
+
+
+def cut(frame, joints):
+    """A frame whose people have only so many joints."""
+    people = [dataclasses.replace(pose, keypoints=pose.keypoints[:joints]) for pose in frame.people]
+    return dataclasses.replace(frame, people=people)
+
+
+def test_python_skips_what_is_no_message_and_what_it_cannot_read(tmp_path):
+    """A pose may come before its hello, have fewer joints than that names, or none of those that are looked for."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    raising = make_frame(0, "stage")
+    raising.people[0].keypoints[9, 1] = -50
+    hello = Hello(
+        schema=SCHEMA, run_id="r", source="", skeleton="coco17", joints=COCO17.joints, edges=COCO17.edges,
+        width=640, height=480, model="lite", offsets=(),
+    )  # fmt: skip
+    noseless = msgspec.structs.replace(hello, skeleton="stick", joints=("left_wrist", "tip"), edges=((0, 1),))
+    sent = [
+        encode_pose(make_frame(0, "early"), run_id="r", seq=0),
+        encode_pose(make_frame(1, "early"), run_id="r", seq=1),
+        encode_hello(msgspec.structs.replace(hello, source="short", skeleton="cross")),
+        encode_pose(cut(make_frame(0, "short", skeleton="cross"), 5), run_id="r", seq=0),
+        encode_hello(msgspec.structs.replace(noseless, source="stick")),
+        encode_pose(cut(make_frame(0, "stick", skeleton="stick"), 2), run_id="r", seq=0),
+        encode_hello(msgspec.structs.replace(hello, source="stage")),
+        encode_pose(raising, run_id="r", seq=0),
+    ]
+    with zmq.Context() as context, context.socket(zmq.XPUB) as sender:
+        sender.linger = 0
+        sender.rcvtimeo = 1000 * WAIT_S
+        sender.bind("tcp://127.0.0.1:*")
+        command = [sys.executable, str(EXAMPLES / "python" / "subscriber.py"), sender.last_endpoint.decode()]
+        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, cwd=tmp_path) as process:
+            while sender.recv() != b"\x01status.":
+                pass
+            sender.send_multipart(encode_status(Status(schema=SCHEMA, run_id="r", source="cam", state="online")))
+            for parts in (*damage(), *sent):
+                sender.send_multipart(parts)
+            line = process.stdout.readline()
+            process.terminate()
+            _, err = process.communicate(timeout=WAIT_S)
+    assert line == "stage frame 0: 1 raises left_wrist\n", err
+    said = err.splitlines()
+    assert len(said) == 4, err
+    assert said[0].startswith("left out a message from tcp://127.0.0.1:")
+    assert said[1].startswith("skipped early frame ")
+    assert said[1].endswith(": its hello, which names the joints, has not come yet")
+    assert said[2:] == [
+        "skipped short frame 0: it has other joints than its hello names",
+        "skipped stick frame 0: skeleton stick has no nose, right_wrist",
+    ]
 
 
 def test_python_says_where_nobody_is():

@@ -42,6 +42,7 @@ def test_the_schema_knows_every_topic_and_describes_every_field():
         assert schema["limits"][name] == schema["$defs"][kind]["properties"][name]["maxItems"] == limit
     assert schema["limits"]["frame_pixels"] == schema["$defs"]["Hello"]["properties"]["width"]["maximum"] == 1 << 20
     assert schema["limits"]["name_characters"] == schema["$defs"]["Hello"]["properties"]["model"]["maxLength"] == 200
+    assert schema["limits"]["sources"] == messages.SOURCES_LIMIT
     assert "smoothed" not in schema["$defs"]["PoseHeader"]["required"]
 
 
@@ -58,11 +59,12 @@ def test_the_page_has_the_limits_of_the_code():
     assert (QUEUE_LIMIT, messages.PEOPLE_LIMIT, messages.PART_LIMIT) == (1000, 1000, 1 << 20)
     assert (messages.COORDINATE_LIMIT, RATE_HZ, WIDTH_PX) == (1e6, 12, 480)
     assert (messages.JOINTS_LIMIT, messages.EDGES_LIMIT, messages.OFFSETS_LIMIT) == (512, 2048, 64)
-    assert (messages.SIZE_LIMIT, messages.OFFSET_LIMIT) == (1_048_576, 1000)
+    assert (messages.SIZE_LIMIT, messages.OFFSET_LIMIT, messages.SOURCES_LIMIT) == (1_048_576, 1000, 1000)
     assert (HEARTBEAT_S, STALLED_S, STALLED_FRAMES, messages.NAME_LIMIT) == (1, 1, 4, 200)
     for text in (
         "once 1,000 wait",
-        "at most 1,000",
+        "blob; at most 1,000 |",
+        "at most 1,000 sources at a time",
         "1 MiB",
         "1,000,000 pixels",
         "12 times a second",

@@ -28,7 +28,7 @@ from streampose.messages import Hello
 from streampose.outlet import Outlet
 from streampose.publish import Publisher
 from streampose.record import Recorder, open_sink
-from streampose.recording import Entry, StateChange, journal_of, read_recording
+from streampose.recording import Entry, StateChange, journal_of, read_recording, to_recorded_line
 from streampose.replay import replay
 from streampose.subscribe import Subscriber
 
@@ -473,6 +473,52 @@ def test_sources_whose_files_would_have_the_same_name(tmp_path):
             writer.write(make_frame(0, source))
     written = export(path, tmp_path / "out.json", "coco")
     assert [found.name for found in written] == ["out-a_b.json", "out-a_b-run2.json", "out-a_b-run3.json"]
+
+
+def write_runs(path, runs, people=1):
+    """A frame of each run, (source, run_id), as `record` would have written it."""
+    with PeopleWriter(path) as writer:
+        for source, run_id in runs:
+            entry = Entry(received_ns=0, run_id=run_id, seq=0, frame=make_frame(0, source, people))
+            writer.write_line(to_recorded_line(entry))
+
+
+def test_a_source_that_is_called_like_the_second_run_of_another(tmp_path):
+    path = tmp_path / "session.jsonl"
+    write_runs(path, [("cam", "r1"), ("cam", "r2"), ("cam-run2", "r1"), ("cam", "r3"), ("cam-run2", "r2")])
+    written = export(path, tmp_path / "out.json", "coco")
+    names = ["out-cam", "out-cam-run3", "out-cam-run2", "out-cam-run4", "out-cam-run2-run2"]
+    assert [found.stem for found in written] == names
+    assert all(found.exists() for found in written)
+
+
+@pytest.mark.parametrize("form", ["coco", "posetrack"])
+def test_more_runs_than_files_that_may_be_open(tmp_path, form):
+    """Each file has what is its run's; where one cannot be written, none is left."""
+    path = tmp_path / "session.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = len(os.listdir("/proc/self/fd")) + 250
+    write_runs(path, [("cam", f"r{run}") for run in range(limit)], people=2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        written = export(path, tmp_path / "out.json", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(set(written)) == limit
+    for found in written:
+        made = json.loads(found.read_text())
+        assert [person["track_id"] for person in (made if form == "coco" else made["annotations"])] == [1, 2]
+        found.unlink()
+    written[-1].touch()
+    with pytest.raises(UsageError, match=rf"{written[-1].name} exists; it is not overwritten"):
+        export(path, tmp_path / "out.json", form)
+    written[-1].unlink()
+    with path.open("ab") as file:
+        entry = Entry(received_ns=0, run_id="r", seq=0, frame=make_frame(0, "odd", skeleton="strange"))
+        file.write(to_recorded_line(entry))
+    with pytest.raises(UsageError, match="strange"):
+        export(path, tmp_path / "out.json", form)
+    assert [found.name for found in tmp_path.iterdir()] == ["session.jsonl"]
 
 
 @pytest.mark.parametrize("begin", [b"", b"streampose jou", b"streampose journal 1\n"])

@@ -325,3 +325,119 @@ def test_upstreams_of_the_command_line(tmp_path):
 def test_a_relay_does_not_collect_from_itself():
     with Outlet("tcp://127.0.0.1:*") as outlet, pytest.raises(UsageError, match="where it publishes itself"):
         Relay([Upstream(outlet.endpoint)], outlet)
+
+
+def send_state(sender, state, source="cam", run_id="r"):
+    sender.send_multipart(encode_status(Status(schema=SCHEMA, run_id=run_id, source=source, state=state)))
+
+
+def test_of_a_removed_source_a_late_joiner_hears_nothing_and_it_may_come_back(make_relay, publisher):
+    relay, endpoint = make_relay(Upstream(publisher.endpoint))
+    with Subscriber(endpoint, "lossless") as stream:
+        publisher.publish(make_frame(0, "gone"))
+        publisher.set_state("gone", "online")
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"gone": "online"})
+        publisher.set_state("gone", "ended")
+        publisher.forget("gone")
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"gone": "ended"})
+        wait_until(lambda: not relay.sources and not relay._outlet._last)
+        publisher.publish(make_frame(0, "here"))
+        with Subscriber(endpoint, "lossless") as late:
+            assert late.receive(WAIT_S).source == "here"
+            assert (set(late.hellos), late.states) == ({"here"}, {})
+        publisher.publish(make_frame(7, "gone"))
+        publisher.set_state("gone", "online")
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"gone": "online"})
+        publisher.publish(make_frame(8, "gone"))
+        wait_until(lambda: b"pose.gone" in relay._outlet._last)
+        assert set(relay.sources) == {"gone", "here"}
+    with Subscriber(endpoint, "lossless", source="gone") as late:
+        assert late.receive(WAIT_S).frame_index == 8
+        assert late.hellos["gone"].model == "lite"
+
+
+def test_what_is_said_of_a_source_after_its_end_is_passed_on_but_not_kept(make_relay, make_fake):
+    """A publisher may repeat the hello of a source between its end and its removal, and the pose comes after both."""
+    sender, endpoint = make_fake()
+    relay, relayed = make_relay(Upstream(endpoint))
+    with Subscriber(relayed, "lossless") as stream:
+        wait_for_subscriber(sender)
+        send_state(sender, "ended")
+        for seq in range(2):
+            sender.send_multipart(encode_pose(make_frame(seq), run_id="r", seq=seq))
+        assert [stream.receive(WAIT_S).frame_index for _ in range(2)] == [0, 1]
+        wait_until(lambda: not relay.sources and not relay._outlet._last)
+        sender.send_multipart(encode_pose(make_frame(0), run_id="another", seq=0))
+        assert stream.receive(WAIT_S).frame_index == 0
+        wait_until(lambda: relay.sources == {"cam": endpoint})
+
+
+def test_sources_come_and_go_at_a_relay_for_ever(make_relay, publisher, monkeypatch, caplog):
+    """Eight times as many as are kept, of which every other one ends, and the rest goes offline with its publisher."""
+    monkeypatch.setattr("streampose.relay.SOURCES_LIMIT", 4)
+    monkeypatch.setattr("streampose.relay.SILENT_S", 0.3)
+    port = publisher.endpoint
+    publisher.close()
+    relay, endpoint = make_relay(Upstream(port))
+    with Subscriber(endpoint, "lossless") as stream:
+        for run in range(8):
+            names = {f"{run}{letter}" for letter in "abcd"}
+            with Publisher(port, model="lite", heartbeat_s=0.1) as made:
+                for name in sorted(names):
+                    made.publish(make_frame(0, name))
+                    made.set_state(name, "online")
+                wait_until(lambda: stream.receive(0.01) is None and set(relay.sources) == names)  # noqa: B023
+                for name in sorted(names)[:2]:
+                    made.set_state(name, "ended")
+                    made.forget(name)
+                wait_until(lambda: len(relay.sources) == 2)
+            wait_until(lambda: not relay.sources)
+    assert "left out" not in caplog.text
+    kept = {topic.partition(b".")[2].decode() for topic in relay._outlet._last}
+    assert len(kept) <= 4
+    assert {"7c", "7d"} <= kept
+
+
+def test_a_source_too_many_is_said_to_be_one(make_relay, publisher, monkeypatch, caplog):
+    monkeypatch.setattr("streampose.relay.SOURCES_LIMIT", 1)
+    relay, _ = make_relay(Upstream(publisher.endpoint))
+    publisher.publish(make_frame(0, "first"))
+    wait_until(lambda: relay.sources)
+    publisher.publish(make_frame(0, "second"))
+    wait_until(lambda: "left out" in caplog.text)
+    assert "left out source second" in caplog.text
+    assert "the relay has 1 sources already" in caplog.text
+    assert "--connect" not in caplog.text
+
+
+def test_what_a_publisher_tells_nothing_of_when_connected_to_again_is_offline(make_relay, publisher, monkeypatch):
+    """It was away for shorter than it takes to be called silent, and came back with one of its two sources."""
+    relay, endpoint = make_relay(Upstream(publisher.endpoint))
+    with Subscriber(endpoint, "lossless") as stream:
+        for source in ("a", "b"):
+            publisher.publish(make_frame(0, source))
+            publisher.set_state(source, "online")
+        wait_until(lambda: stream.receive(0.01) is None and stream.states == {"a": "online", "b": "online"})
+        publisher.close()
+        with Publisher(publisher.endpoint, model="lite", heartbeat_s=0.1) as again:
+            again.publish(make_frame(0, "a"))
+            again.set_state("a", "online")
+            monkeypatch.setattr("streampose.relay.SILENT_S", 1.0)
+            wait_until(lambda: stream.receive(0.01) is None and stream.states == {"a": "online", "b": "offline"})
+            assert set(relay.sources) == {"a"}
+            again.set_state("b", "online")
+            wait_until(lambda: stream.receive(0.01) is None and stream.states == {"a": "online", "b": "online"})
+
+
+def test_the_end_of_a_source_does_not_go_round_in_a_ring(make_relay, publisher, caplog):
+    with Outlet("tcp://127.0.0.1:*") as outlet:
+        _, there_at = make_relay(Upstream(outlet.endpoint, "here"))
+        with Relay([Upstream(publisher.endpoint), Upstream(there_at, "there")], outlet) as here:
+            with Subscriber(there_at, "lossless") as stream:
+                publisher.publish(make_frame(0))
+                wait_until(lambda: "come back" in caplog.text)
+                publisher.set_state("cam", "ended")
+                publisher.set_state("end", "online")
+                wait_until(lambda: stream.receive(0.01) is None and "here.end" in stream.states)
+            assert stream.states == {"here.cam": "ended", "here.end": "online"}
+            assert set(here.sources) == {"end"}

@@ -171,6 +171,40 @@ def test_the_next_frames_are_read_while_one_is_waited_for(outlet, monkeypatch, t
     assert len(taken) <= 1 + 1 + LIMIT + 1, "sent, waited for, read ahead, and in the thread's hand"
 
 
+def test_messages_are_checked_by_the_thread_that_reads_ahead(tmp_path, outlet, monkeypatch):
+    sent, checked = [], []
+
+    def check(parts):
+        checked.append((threading.current_thread().name, parts[0]))
+        return decode(parts)
+
+    monkeypatch.setattr(outlet, "send", lambda parts: sent.append((threading.current_thread(), parts[0])))
+    monkeypatch.setattr("streampose.replay.decode", check)
+    assert replay(write(tmp_path, make_lines(tmp_path, 3)), outlet, threading.Event()) == 3
+    assert sent == [(threading.current_thread(), topic) for topic in (b"hello.cam", *3 * (b"pose.cam",), b"status.cam")]
+    assert checked[:4] == [("read ahead", topic) for topic in (b"hello.cam", *3 * (b"pose.cam",))]
+
+
+def test_what_was_read_ahead_and_never_sent_is_not_told_to_end(outlet, monkeypatch, tmp_path):
+    stop, sent, read = threading.Event(), [], threading.Event()
+
+    def frames(_):
+        for index, source in enumerate(("now", "never")):
+            yield Entry(received_ns=index * 3600 * 10**9, run_id="r", seq=0, frame=make_frame(0, source))
+        read.set()
+
+    monkeypatch.setattr("streampose.replay.read_recording", frames)
+    monkeypatch.setattr(outlet, "send", sent.append)
+    thread = threading.Thread(target=replay, args=(tmp_path / "any", outlet, stop))
+    thread.start()
+    try:
+        wait_until(lambda: len(sent) == 2 and read.is_set())
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+    assert [parts[0] for parts in sent] == [b"hello.now", b"pose.now", b"status.now"]
+
+
 def test_times_count_from_the_first_frame_however_long_it_took_to_open_the_file(outlet, monkeypatch, tmp_path):
     clock, waits = [0.0], []
 
