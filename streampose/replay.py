@@ -37,7 +37,8 @@ def replay(
     """Publish a recording again: one run, with the gaps in `seq` that the recording has.
 
     Frames go out at the times at which they were received, counted from the first one. `captured_ns` and `published_ns`
-    are moved to this machine's clock, so that the time between the two stays as it was.
+    are moved to this machine's clock, so that the time between the two stays as it was. A source without a state by its
+    first frame is told to be online, and every source to have ended at the end.
 
     Args:
         path: of `record`, or people.jsonl of `run --save`.
@@ -79,6 +80,7 @@ class _Player:
         self._stop = stop
         self._speed = speed
         self._hellos: dict[str, Hello] = {}
+        self._told: set[str] = set()
         self._seq: dict[str, int] = {}
         self._index: dict[str, int] = {}
         self._epoch = self._epochs = 0
@@ -117,6 +119,8 @@ class _Player:
         known = self._hellos.get(frame.source)
         if known is None or (known.width, known.height, known.skeleton) != (frame.width, frame.height, frame.skeleton):
             self._describe(self._hello_of(frame, entry.offsets))
+        if frame.source not in self._told:
+            self._tell(frame.source, "online")
         seq = self._seq.get(frame.source, -1) + 1 + (entry.frame.missed if frame.source in self._seq else 0)
         self._seq[frame.source] = seq
         self._send(
@@ -146,6 +150,7 @@ class _Player:
         self._send(f"the hello of {hello.source!r}", lambda: encode_hello(hello))
 
     def _tell(self, source: str, state: State) -> None:
+        self._told.add(source)
         status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state=state)
         self._send(f"a state of {source!r}", lambda: encode_status(status))
 
