@@ -125,9 +125,7 @@ class _Player:
         self._seq[frame.source] = seq
         self._send(
             f"frame {entry.frame.frame_index} of {frame.source!r}",
-            lambda: encode_pose(
-                frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets, smoothed=entry.smoothed
-            ),
+            lambda: encode_pose(frame, run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets),
         )
         self.frames += 1
 

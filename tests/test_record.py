@@ -58,7 +58,7 @@ def record(publisher, path, frames, *, gap_at=None):
             publisher.publish(make_frame(index, "a", people=index % 3))
             if index == frames - 1:
                 publisher.set_state("b", "offline")
-            publisher.publish(make_frame(index, "b", people=1, clock="rtcp"))
+            publisher.publish(make_frame(index, "b", people=1, clock="rtcp", smoothed=True))
         recorder.record(stop, seconds=WAIT_S)
     assert recorder.frames == 2 * frames
     return recorder
@@ -98,7 +98,7 @@ def test_what_was_published_is_what_is_read(publisher, tmp_path, form):
             sent, captured_ns=entry.frame.captured_ns, published_ns=entry.frame.published_ns, missed=entry.frame.missed
         )
         same(entry.frame, sent, 0 if form == "parquet" else 0.01)
-    assert {entry.frame.clock for entry in entries(path, "b")} == {"rtcp"}
+    assert {(entry.frame.clock, entry.frame.smoothed) for entry in entries(path, "b")} == {("rtcp", True)}
     if form == "parquet":
         items = list(read_recording(path))
         assert [item.source for item in items if isinstance(item, Hello)] == ["a", "b"]
