@@ -22,7 +22,8 @@ SCORE_DIGITS = 4
 def to_line(frame: PoseFrame, *, with_missed: bool = False, extra: Mapping[str, object] | None = None) -> bytes:
     """One frame as a line of people.jsonl, newline included; a subscriber's has `missed` too, and a recording's more.
 
-    Pixels are rounded to 0.01, scores to 0.0001, `pts_s` to the microsecond. `filled` is there where it is true.
+    Pixels are rounded to 0.01, scores to 0.0001, `pts_s` to the microsecond. `filled` and `smoothed` are there where
+    they are true.
     """
     people = [
         {
@@ -56,6 +57,8 @@ def to_line(frame: PoseFrame, *, with_missed: bool = False, extra: Mapping[str, 
     }
     if with_missed:
         fields["missed"] = frame.missed
+    if frame.smoothed:
+        fields["smoothed"] = True
     fields.update(extra or {})
     return msgspec.json.encode(fields) + b"\n"
 

@@ -68,9 +68,9 @@ SCHEMA = pa.schema(
 )
 _OF_FRAME = (
     "source", "epoch", "frame_index", "pts_s", "captured_ns", "published_ns", "width", "height", "skeleton", "dropped",
-    "missed", "clock",
+    "missed", "clock", "smoothed",
 )  # fmt: skip
-_OF_ENTRY = ("run_id", "seq", "received_ns", "smoothed", "offsets")
+_OF_ENTRY = ("run_id", "seq", "received_ns", "offsets")
 
 
 class Extras(msgspec.Struct):

@@ -27,7 +27,6 @@ class Publisher:
         offsets: supporting frames of the model, relative to the key frame.
         keys: folder of keys: only those on its allow list may subscribe (see `keys`).
         insecure: allow an endpoint that other machines reach without keys.
-        smoothed: the poses are filtered over time, not raw.
         heartbeat_s: seconds between heartbeats.
         on_crash: see `Outlet`.
 
@@ -48,7 +47,6 @@ class Publisher:
         offsets: Sequence[int] = (),
         keys: Path | None = None,
         insecure: bool = False,
-        smoothed: bool = False,
         heartbeat_s: float = HEARTBEAT_S,
         on_crash: Callable[[StreamposeError], None] | None = None,
     ) -> None:
@@ -64,7 +62,6 @@ class Publisher:
         self.run_id = self._outlet.run_id
         self._model = model
         self._offsets = tuple(offsets)
-        self._smoothed = smoothed
         self._lock = threading.Lock()
         self._seq: dict[str, int] = {}
         self._hellos: dict[str, Hello] = {}
@@ -89,7 +86,7 @@ class Publisher:
                 self._hellos[frame.source] = hello
                 self._outlet.send(encode_hello(hello))
             seq = self._seq.get(frame.source, 0)
-            message = encode_pose(frame, run_id=self.run_id, seq=seq, offsets=self._offsets, smoothed=self._smoothed)
+            message = encode_pose(frame, run_id=self.run_id, seq=seq, offsets=self._offsets)
             self._seq[frame.source] = seq + 1
             self._outlet.send(message)
 

@@ -145,6 +145,7 @@ class Recorder:
         sink: where to; closed when the recorder is left.
         source: record this source only.
         key: for a publisher that wants one.
+        count: take nothing any more after so many frames; None: go on.
 
     Attributes:
         ledger: what came of each source, and what was missed.
@@ -152,7 +153,13 @@ class Recorder:
     """
 
     def __init__(
-        self, endpoint: str, sink: Sink, *, source: str | None = None, key: SubscriberKey | None = None
+        self,
+        endpoint: str,
+        sink: Sink,
+        *,
+        source: str | None = None,
+        key: SubscriberKey | None = None,
+        count: int | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.frames = 0
@@ -160,6 +167,9 @@ class Recorder:
         self._sink = sink
         self._source = source
         self._key = key
+        self._count = count
+        self._heard = self._told_heard = False
+        self._told: set[str] = set()
         self._found = False
         self._error: OutputError | None = None
         self._offset_ns = time.time_ns() - time.monotonic_ns()
@@ -176,8 +186,8 @@ class Recorder:
         """Messages that could not be read, and are not in the recording."""
         return self._rejects.count
 
-    def record(self, stop: threading.Event, *, count: int | None = None, seconds: float | None = None) -> None:
-        """Record until `stop` is set, `count` frames came, or `seconds` went by.
+    def record(self, stop: threading.Event, *, seconds: float | None = None) -> None:
+        """Record until `stop` is set, all `count` frames came, or `seconds` went by; logs which sources it records.
 
         Raises:
             OutputError: the recording cannot be written on.
@@ -190,7 +200,8 @@ class Recorder:
         while not stop.wait(_LOOK_S):
             if self._error is not None:
                 raise self._error
-            if count is not None and self.frames >= count:
+            self._tell_sources()
+            if self.frames == self._count:
                 return
             failure = self._inlet.failure
             if until_s is not None and time.monotonic() >= until_s:
@@ -203,6 +214,15 @@ class Recorder:
                 log.warning("%s; trying again", failure)
             told = failure
             search.look(connected=self._inlet.connected and failure is None, found=self._found)
+
+    def _tell_sources(self) -> None:
+        """Log, each once, that a publisher is there, and the sources of which frames came."""
+        if self._heard and not self._told_heard:
+            self._told_heard = True
+            log.info("connected to %s", self._inlet.endpoint)
+        for source in sorted(self.ledger.received.copy().keys() - self._told):
+            self._told.add(source)
+            log.info("recording %s", source)
 
     def __enter__(self) -> Recorder:
         return self
@@ -219,7 +239,7 @@ class Recorder:
 
     def _put(self, parts: list[bytes]) -> None:
         """Record a message; called by the inlet's thread."""
-        if self._error is not None:
+        if self._error is not None or self.frames == self._count:
             return
         received_ns = time.monotonic_ns() + self._offset_ns
         try:
@@ -227,6 +247,7 @@ class Recorder:
         except MessageError as error:
             self._rejects.add(error)
             return
+        self._heard = True
         if item is None:
             return
         self._found = True

@@ -47,7 +47,7 @@ class Entry:
 
     Attributes:
         received_ns: when it reached the recorder, nanoseconds since 1970.
-        run_id, seq, smoothed: as they were published, see `PoseHeader`.
+        run_id, seq: as they were published, see `PoseHeader`.
         offsets: the same.
         frame: its `missed` counts what the recorder did not get just before it.
     """
@@ -57,7 +57,6 @@ class Entry:
     seq: int
     frame: PoseFrame
     offsets: tuple[int, ...] = ()
-    smoothed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,7 @@ def to_item(received_ns: int, parts: list[bytes], ledger: Ledger, source: str | 
         if missed is None:
             return None
         frame = dataclasses.replace(message.frame, missed=missed)
-        return Entry(received_ns, header.run_id, header.seq, frame, header.offsets, header.smoothed)
+        return Entry(received_ns, header.run_id, header.seq, frame, header.offsets)
     if not ledger.is_news(message):
         return None
     return message if isinstance(message, Hello) else StateChange(received_ns, message.source, message.state)
@@ -193,7 +192,6 @@ def to_recorded_line(entry: Entry) -> bytes:
         "seq": entry.seq,
         "clock": entry.frame.clock,
         "offsets": entry.offsets,
-        **({"smoothed": True} if entry.smoothed else {}),
     }
     return to_line(entry.frame, with_missed=True, extra=extra)
 
@@ -273,6 +271,7 @@ def _entry(line: _Line, seq: int) -> Entry:
         people=people,
         missed=line.missed,
         clock=line.clock,
+        smoothed=line.smoothed,
     )
     received_ns = line.published_ns if line.received_ns is None else line.received_ns
-    return Entry(received_ns, line.run_id, seq, frame, line.offsets, line.smoothed)
+    return Entry(received_ns, line.run_id, seq, frame, line.offsets)

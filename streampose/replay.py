@@ -38,7 +38,8 @@ def replay(
     """Publish a recording again: one run, with the gaps in `seq` that the recording has.
 
     Frames go out at the times at which they were received, counted from the first one. `captured_ns` and `published_ns`
-    are moved to this machine's clock, so that the time between the two stays as it was.
+    are moved to this machine's clock, so that the time between the two stays as it was. A source without a state by its
+    first frame is told to be online, and every source to have ended at the end.
 
     Args:
         path: of `record`, or people.jsonl of `run --save`.
@@ -103,6 +104,7 @@ class _Player:
         self._stop = stop
         self._speed = speed
         self._hellos: dict[str, Hello] = {}
+        self._told: set[str] = set()
         self._seq: dict[str, int] = {}
         self._index: dict[str, int] = {}
         self._epoch = self._epochs = 0
@@ -155,18 +157,14 @@ class _Player:
         known = self._hellos.get(frame.source)
         parts: tuple[Parts, ...] = ()
         if known is None or (known.width, known.height, known.skeleton) != (frame.width, frame.height, frame.skeleton):
-            parts = (self._describe(self._hello_of(frame, entry.offsets)),)
+            parts += (self._describe(self._hello_of(frame, entry.offsets)),)
+        if frame.source not in self._told:
+            parts += (self._tell(frame.source, "online"),)
         seq = self._seq.get(frame.source, -1) + 1 + (frame.missed if frame.source in self._seq else 0)
         self._seq[frame.source] = seq
 
         def encode(now_ns: int) -> Parts:
-            return encode_pose(
-                _move(frame, now_ns),
-                run_id=self._outlet.run_id,
-                seq=seq,
-                offsets=entry.offsets,
-                smoothed=entry.smoothed,
-            )
+            return encode_pose(_move(frame, now_ns), run_id=self._outlet.run_id, seq=seq, offsets=entry.offsets)
 
         what = f"frame {entry.frame.frame_index} of {frame.source!r}"
         _check(what, lambda: encode(time.monotonic_ns()))  # at another time it is as good: all times are in range
@@ -185,6 +183,7 @@ class _Player:
         return _check(f"the hello of {hello.source!r}", lambda: encode_hello(hello))
 
     def _tell(self, source: str, state: State) -> Parts:
+        self._told.add(source)
         status = Status(schema=SCHEMA, run_id=self._outlet.run_id, source=source, state=state)
         return _check(f"a state of {source!r}", lambda: encode_status(status))
 

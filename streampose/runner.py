@@ -169,7 +169,6 @@ def run_pipeline(
                 offsets=engine.manifest.offsets,
                 keys=options.keys,
                 insecure=options.insecure,
-                smoothed=options.smooth is not None,
                 on_crash=pipeline.fail,
             )
             outputs.append(_of_poses(stack.enter_context(publisher).publish))

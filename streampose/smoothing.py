@@ -79,7 +79,7 @@ class Smoother:
             scene = self._scenes[frame.source] = _Scene(frame.epoch)
         scene.pts_s = frame.pts_s
         with np.errstate(over="ignore", invalid="ignore"):  # a stranger's clock may leap to the end of the numbers
-            return dataclasses.replace(frame, people=scene.advance(frame, self._settings))
+            return dataclasses.replace(frame, smoothed=True, people=scene.advance(frame, self._settings))
 
 
 @dataclass(slots=True)

@@ -36,6 +36,10 @@ class Subscriber(Reception):
     Attributes:
         hellos: what each source has said of itself (skeleton, frame size, model), by source.
         states: the last state of each source.
+        missed: the sum of the frames' `missed` so far, by source.
+        malformed: messages that could not be read, and were left out, so far.
+        connected: there is a connection to the publisher now.
+        reconnections: how often the connection came back.
         heard_s: `time.monotonic()` of the last message of any kind; 0 before the first.
 
     Raises:

@@ -85,6 +85,7 @@ class PoseFrame:
         people: the poses, in no particular order.
         missed: set by a subscriber: messages lost before this one.
         clock: of the frame.
+        smoothed: keypoints are filtered over time, by the publisher or by `Smoother` here; not raw.
     """
 
     source: str
@@ -100,3 +101,4 @@ class PoseFrame:
     people: tuple[Pose, ...]
     missed: int = 0
     clock: Clock = "arrival"
+    smoothed: bool = False

@@ -69,16 +69,14 @@ def check_name(source: str) -> str:
     return source
 
 
-def encode_pose(
-    frame: PoseFrame, *, run_id: str, seq: int, offsets: Sequence[int] = (), smoothed: bool = False
-) -> Parts:
+def encode_pose(frame: PoseFrame, *, run_id: str, seq: int, offsets: Sequence[int] = ()) -> Parts:
     """The message of one frame.
 
     Args:
         frame: at most `PEOPLE_LIMIT` people, all with the same number of joints; those above are left out. Scores and
             coordinates are brought within range. A joint with a number that is not finite is sent as one that was not
             found: 0, 0 with score 0.
-        run_id, seq, offsets, smoothed: as in `PoseHeader`.
+        run_id, seq, offsets: as in `PoseHeader`.
 
     Raises:
         UsageError: `pts_s` is not finite.
@@ -103,7 +101,7 @@ def encode_pose(
         offsets=tuple(offsets),
         clock=frame.clock,
         people=tuple(PersonHeader(int(p.track_id), min(1.0, max(0.0, float(p.score))), p.filled) for p in people),
-        smoothed=smoothed,
+        smoothed=frame.smoothed,
     )
     blob = b""
     if people:
@@ -246,6 +244,7 @@ def _frame(header: PoseHeader, blob: bytes) -> PoseFrame:
         dropped=header.dropped,
         people=people,
         clock=header.clock,
+        smoothed=header.smoothed,
     )
 
 

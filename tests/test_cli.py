@@ -247,7 +247,9 @@ def test_a_stream_is_recorded_exported_and_replayed(call, publisher, tmp_path):
     path = tmp_path / "session.parquet"
     done = call("record", "--connect", publisher.endpoint, "--out", path, "--count", 20)
     assert done.returncode == 0, done.stderr
-    assert "cam: " in done.stderr
+    assert f"{path}: 20 frames, 0 messages malformed" in done.stderr
+    assert f"connected to {publisher.endpoint}" in done.stderr
+    assert "recording cam" in done.stderr
     done = call("export", path, "--out", tmp_path / "people.csv")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'people.csv'}\n"), done.stderr
     done = call("replay", path, "--publish", "tcp://127.0.0.1:*", "--speed", 100)

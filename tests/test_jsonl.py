@@ -47,7 +47,13 @@ def test_a_line_has_the_fields_of_the_contract_in_order():
         ],
     }  # fmt: skip
     fields = [field.name for field in dataclasses.fields(PoseFrame)]
-    assert list(json.loads(line)) == [name for name in fields if name not in ("missed", "clock")]
+    assert list(json.loads(line)) == [name for name in fields if name not in ("missed", "clock", "smoothed")]
+
+
+def test_a_line_says_of_a_smoothed_frame_that_it_is():
+    assert json.loads(to_line(dataclasses.replace(FRAME, smoothed=True))) == json.loads(to_line(FRAME)) | {
+        "smoothed": True
+    }
 
 
 def test_a_frame_without_people_has_an_empty_list():

@@ -70,7 +70,7 @@ def watcher():
         def set_state(self, source, state):
             pass
 
-        def tick(self):
+        def tick(self, summary):
             pass
 
         def end(self, summary):
@@ -123,6 +123,7 @@ def test_a_run_is_smoothed_on_request(make_video, watcher):
     for smooth in (None, Smoothing(min_cutoff_hz=0.5, beta_hz=0)):
         watcher.frames = []
         run_pipeline(RunOptions((str(clip),), smooth=smooth), watcher, threading.Event())
+        assert {frame.smoothed for frame in watcher.frames} == {smooth is not None}
         found.append(np.array([frame.people[0].keypoints[0, 0] for frame in watcher.frames if frame.people]))
     raw, smoothed = found
     assert len(raw) == len(smoothed) == 12

@@ -47,7 +47,7 @@ def publisher():
 def record(publisher, path, frames, *, gap_at=None):
     """Record these frames of two sources; `gap_at` leaves two numbers of the first one out."""
     stop = threading.Event()
-    with Recorder(publisher.endpoint, open_sink(path)) as recorder:
+    with Recorder(publisher.endpoint, open_sink(path), count=2 * frames) as recorder:
         wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
         for source in ("a", "b"):
             publisher.set_state(source, "online")
@@ -56,10 +56,11 @@ def record(publisher, path, frames, *, gap_at=None):
             if index == gap_at:
                 publisher._seq["a"] += 2
             publisher.publish(make_frame(index, "a", people=index % 3))
-            publisher.publish(make_frame(index, "b", people=1, clock="rtcp"))
-        publisher.set_state("b", "offline")
-        recorder.record(stop, count=2 * frames, seconds=WAIT_S)
-        wait_until(lambda: recorder.frames == 2 * frames)
+            if index == frames - 1:
+                publisher.set_state("b", "offline")
+            publisher.publish(make_frame(index, "b", people=1, clock="rtcp", smoothed=True))
+        recorder.record(stop, seconds=WAIT_S)
+    assert recorder.frames == 2 * frames
     return recorder
 
 
@@ -97,7 +98,7 @@ def test_what_was_published_is_what_is_read(publisher, tmp_path, form):
             sent, captured_ns=entry.frame.captured_ns, published_ns=entry.frame.published_ns, missed=entry.frame.missed
         )
         same(entry.frame, sent, 0 if form == "parquet" else 0.01)
-    assert {entry.frame.clock for entry in entries(path, "b")} == {"rtcp"}
+    assert {(entry.frame.clock, entry.frame.smoothed) for entry in entries(path, "b")} == {("rtcp", True)}
     if form == "parquet":
         items = list(read_recording(path))
         assert [item.source for item in items if isinstance(item, Hello)] == ["a", "b"]
@@ -245,16 +246,46 @@ def test_who_is_not_let_in_is_told_and_nothing_is_left_behind(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_exactly_as_many_frames_are_recorded_as_asked_for(publisher, tmp_path, form, caplog):
+    """However many come while nobody looks; it says what it is connected to and which sources it records, each once."""
+    caplog.set_level("INFO", "streampose.record")
+    path = tmp_path / f"session.{form}"
+    with Recorder(publisher.endpoint, open_sink(path), count=3) as recorder:
+        taken = watch_puts(recorder)
+        wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
+        for index in range(10):
+            for source in ("b", "a"):
+                publisher.publish(make_frame(index, source))
+        wait_until(lambda: taken.count(b"pose.a") >= 10)
+        recorder.record(threading.Event(), seconds=WAIT_S)
+    assert recorder.frames == len(entries(path)) == 3
+    assert recorder.ledger.received == {"b": 2, "a": 1}
+    assert caplog.messages == [f"connected to {publisher.endpoint}", "recording a", "recording b"]
+
+
+def watch_puts(recorder):
+    """The topics of the messages that reach a recorder, one by one once they were dealt with."""
+    topics, put = [], recorder._inlet._put
+
+    def watch(parts):
+        put(parts)
+        topics.append(parts[0])
+
+    recorder._inlet._put = watch
+    return topics
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_one_source_is_recorded_and_reported_alone(publisher, tmp_path, form):
     """Topics are beginnings: those of "cam1" bring "cam10" too, which is neither recorded nor counted."""
     path = tmp_path / f"session.{form}"
-    with Recorder(publisher.endpoint, open_sink(path), source="cam1") as recorder:
+    with Recorder(publisher.endpoint, open_sink(path), source="cam1", count=10) as recorder:
         wait_until(lambda: publisher._outlet.subscribed.is_set() and recorder._inlet.connected)
         for index in range(10):
             publisher._seq["cam10"] = 2 * index  # every other one is missing
             publisher.publish(make_frame(index, "cam10"))
             publisher.publish(make_frame(index, "cam1"))
-        recorder.record(threading.Event(), count=10, seconds=WAIT_S)
+        recorder.record(threading.Event(), seconds=WAIT_S)
     assert recorder.ledger.received == {"cam1": 10}
     assert recorder.ledger.missed == {"cam1": 0}
     assert {item.source if isinstance(item, Hello) else item.frame.source for item in read_recording(path)} == {"cam1"}

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from streampose.errors import UsageError
+from streampose.inlet import Inlet
 from streampose.jsonl import PeopleWriter
+from streampose.messages import Heartbeat, PoseMessage, Status
 from streampose.outlet import Outlet
 from streampose.readahead import LIMIT, ReadAhead
 from streampose.recording import Entry
@@ -73,7 +75,7 @@ def test_a_frame_of_the_far_future_is_waited_for(tmp_path, outlet, monkeypatch):
     path = write(tmp_path, lines)
     thread = threading.Thread(target=lambda: counts.append(replay(path, outlet, stop)))
     thread.start()
-    wait_until(lambda: len(sent) == 2)
+    wait_until(lambda: sent and sent[-1][0] == b"pose.cam")
     stop.set()
     thread.join(WAIT_S)
     assert counts == [1]
@@ -237,6 +239,38 @@ def test_a_recording_without_the_frames_asked_for_says_which_there_are(tmp_path,
         (tmp_path / "people.jsonl").write_text("{")
     with pytest.raises(UsageError, match=said):
         replay(tmp_path / "people.jsonl", outlet, threading.Event(), source=source)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_sources_without_recorded_states_are_online_from_their_first_pose_to_the_end(tmp_path, outlet, loop):
+    """people.jsonl has poses only; between the rounds of a loop nothing ends."""
+    with PeopleWriter(tmp_path / "people.jsonl") as writer:
+        for index in range(4):
+            writer.write(make_frame(index, "ab"[index % 2], published_ns=index * 1_000_000))
+    stop, heard, got = threading.Event(), threading.Event(), []
+
+    def put(parts):
+        message = decode(parts)
+        if isinstance(message, Heartbeat):
+            heard.set()
+        elif isinstance(message, Status):
+            got.append((message.source, message.state))
+        elif isinstance(message, PoseMessage):
+            got.append(parts[0].decode())
+
+    with Inlet(outlet.endpoint, key=None, topics=[b""], put=put):
+        assert heard.wait(WAIT_S)  # subscribed
+        player = threading.Thread(target=replay, args=(tmp_path / "people.jsonl", outlet, stop), kwargs={"loop": loop})
+        player.start()
+        if loop:
+            wait_until(lambda: got.count("pose.b") >= 6)
+            stop.set()
+        wait_until(lambda: {("a", "ended"), ("b", "ended")} <= set(got))
+        player.join(WAIT_S)
+    assert got[:4] == [("a", "online"), "pose.a", ("b", "online"), "pose.b"]
+    states = [item for item in got if isinstance(item, tuple)]
+    assert states == [("a", "online"), ("b", "online"), ("a", "ended"), ("b", "ended")]
+    assert got[-2:] == states[2:]
 
 
 @pytest.mark.parametrize("name", ["session.jsonl", "session.parquet"])

@@ -93,7 +93,7 @@ def test_far_and_near_people_are_smoothed_alike():
 def test_the_first_frame_is_as_it_came_and_nothing_else_changes():
     frame = make_frame(0, [(10, 20), (30, 40)])
     smooth = Smoother(Smoothing()).smooth(frame)
-    assert dataclasses.replace(smooth, people=()) == dataclasses.replace(frame, people=())
+    assert dataclasses.replace(smooth, people=()) == dataclasses.replace(frame, people=(), smoothed=True)
     for mine, theirs in zip(smooth.people, frame.people, strict=True):
         np.testing.assert_array_equal(mine.keypoints, theirs.keypoints)
         np.testing.assert_array_equal(mine.box, theirs.box)
@@ -250,7 +250,9 @@ def test_a_subscriber_smooths_on_request():
             assert smooth.receive(0.01) is None
         for index, x in enumerate((100, 104, 100, 104)):
             publisher.publish(make_frame(index, [(x, 50)]))
-        assert [raw.receive(10).people[0].keypoints[0, 0] for _ in range(4)] == [100, 104, 100, 104]
-        got = [smooth.receive(10).people[0].keypoints[0, 0] for _ in range(4)]
+        frames = [[stream.receive(10) for _ in range(4)] for stream in (raw, smooth)]
+    assert [[frame.smoothed for frame in of] for of in frames] == [[False] * 4, [True] * 4]
+    plain, got = ([frame.people[0].keypoints[0, 0] for frame in of] for of in frames)
+    assert plain == [100, 104, 100, 104]
     assert got[0] == 100
     assert 100 < got[1] < 103

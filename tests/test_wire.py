@@ -361,9 +361,12 @@ def test_a_joint_that_is_not_finite_is_sent_as_not_found(value):
 def test_filled_and_smoothed_are_told_only_where_true():
     frame = make_frame(2)
     filled = dataclasses.replace(frame.people[1], filled=True)
-    parts = encode_pose(dataclasses.replace(frame, people=(frame.people[0], filled)), run_id="r", seq=0, smoothed=True)
+    frame = dataclasses.replace(frame, people=(frame.people[0], filled), smoothed=True)
+    parts = encode_pose(frame, run_id="r", seq=0)
     fields = msgspec.msgpack.decode(parts[1])
     assert [sorted(person) for person in fields["people"]] == [["score", "track_id"], ["filled", "score", "track_id"]]
     assert fields["smoothed"] is True
-    assert [person.filled for person in decode(parts).frame.people] == [False, True]
+    got = decode(parts).frame
+    assert ([person.filled for person in got.people], got.smoothed) == ([False, True], True)
     assert "smoothed" not in msgspec.msgpack.decode(make_messages()[0][1])
+    assert decode(make_messages()[0]).frame.smoothed is False

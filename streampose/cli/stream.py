@@ -152,8 +152,8 @@ def record(
 
         set_up_logging(context.obj)
         credentials = None if key is None else read_key(key)
-        with Recorder(connect, open_sink(out), source=source, key=credentials) as recorder:
-            recorder.record(stop, count=count, seconds=seconds)
+        with Recorder(connect, open_sink(out), source=source, key=credentials, count=count) as recorder:
+            recorder.record(stop, seconds=seconds)
         ledger = recorder.ledger
         for name, frames in sorted(ledger.received.items()):
             typer.echo(f"{name}: {frames} frames, {ledger.missed[name]} missed", err=True)
