@@ -79,7 +79,7 @@ def test_a_broken_kernel_or_cast_fails_the_gate(change: Change, tmp_path: Path) 
 
 
 def test_int8_that_moves_joints_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the limit of half precision: the bundled network's keypoints move further, docs/engines.md has the figures."""
+    """With the limit of half precision, which the bundled network in int8 does not keep (docs/engines.md)."""
     from streampose.engines import parity
 
     monkeypatch.setitem(parity.LIMITS, "int8", {"keypoints_p99_px": 0.5})

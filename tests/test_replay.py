@@ -183,8 +183,9 @@ def test_messages_are_checked_by_the_thread_that_reads_ahead(tmp_path, outlet, m
     monkeypatch.setattr(outlet, "send", lambda parts: sent.append((threading.current_thread(), parts[0])))
     monkeypatch.setattr("streampose.replay.decode", check)
     assert replay(write(tmp_path, make_lines(tmp_path, 3)), outlet, threading.Event()) == 3
-    assert sent == [(threading.current_thread(), topic) for topic in (b"hello.cam", *3 * (b"pose.cam",), b"status.cam")]
-    assert checked[:4] == [("read ahead", topic) for topic in (b"hello.cam", *3 * (b"pose.cam",))]
+    before_the_end = (b"hello.cam", b"status.cam", *3 * (b"pose.cam",))
+    assert sent == [(threading.current_thread(), topic) for topic in (*before_the_end, b"status.cam")]
+    assert checked[:5] == [("read ahead", topic) for topic in before_the_end]
 
 
 def test_what_was_read_ahead_and_never_sent_is_not_told_to_end(outlet, monkeypatch, tmp_path):
@@ -200,11 +201,11 @@ def test_what_was_read_ahead_and_never_sent_is_not_told_to_end(outlet, monkeypat
     thread = threading.Thread(target=replay, args=(tmp_path / "any", outlet, stop))
     thread.start()
     try:
-        wait_until(lambda: len(sent) == 2 and read.is_set())
+        wait_until(lambda: len(sent) == 3 and read.is_set())
     finally:
         stop.set()
         thread.join(WAIT_S)
-    assert [parts[0] for parts in sent] == [b"hello.now", b"pose.now", b"status.now"]
+    assert [parts[0] for parts in sent] == [b"hello.now", b"status.now", b"pose.now", b"status.now"]
 
 
 def test_times_count_from_the_first_frame_however_long_it_took_to_open_the_file(outlet, monkeypatch, tmp_path):
