@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,7 +34,7 @@ from stream import make_frame
 
 from streampose.errors import StreamError
 from streampose.keys import SubscriberKey, add_key, read_pair
-from streampose.messages import Heartbeat
+from streampose.messages import Heartbeat, Parts
 from streampose.outlet import Outlet
 from streampose.parquet import ParquetWriter
 from streampose.publish import Publisher
@@ -192,11 +192,17 @@ def measure_replay(people: int, *, inline: bool = False) -> list[float]:
             for index, at_ns in enumerate(due_ns.tolist()):
                 writer.write(Entry(at_ns, "r", index, dataclasses.replace(frame, frame_index=index)))
         sent_ns: list[int] = []
-        send: Callable[..., None] = outlet.send
-        outlet.send = lambda parts: (sent_ns.append(time.monotonic_ns()), send(parts))[1]  # type: ignore[method-assign]
+        send = outlet.send
+
+        def note(parts: Parts) -> None:
+            if parts[0].startswith(b"pose."):
+                sent_ns.append(time.monotonic_ns())
+            send(parts)
+
+        outlet.send = note  # type: ignore[method-assign]
         with patch("streampose.replay.ReadAhead", lambda items, *_: nullcontext(items)) if inline else nullcontext():
             replay(path, outlet, threading.Event(), speed=SPEED)
-    sent = np.array(sent_ns[1:-1], np.float64)  # between hello and the end
+    sent = np.array(sent_ns, np.float64)
     late = (sent - sent[0] - (due_ns - due_ns[0]) / SPEED) / 1e6
     return [float(value) for value in late - late.min()]
 

@@ -26,7 +26,7 @@ def figures() -> dict[str, Any]:
 
 def test_pose_finds_two_of_three_human_labelled_joints(figures: dict[str, Any]) -> None:
     assert figures["pose"]["people"] > 400
-    assert figures["pose"]["five_clean"] >= 0.65
+    assert figures["pose"]["five_clean"] >= 0.67
 
 
 def test_the_teacher_is_as_good_as_the_pack_says(figures: dict[str, Any]) -> None:
@@ -37,5 +37,6 @@ def test_the_teacher_is_as_good_as_the_pack_says(figures: dict[str, Any]) -> Non
 def test_the_detector_finds_people_80_px_tall(figures: dict[str, Any]) -> None:
     found = figures["person"]["from_80_px"]["all"]
     assert found["people"] > 800
-    assert found["recall"] >= 0.80
-    assert found["precision"] >= 0.80
+    assert found["recall"] >= 0.85
+    assert found["precision"] >= 0.85
+    assert figures["person"]["nothing_found_without_people"] >= 0.95
