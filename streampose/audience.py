@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from streampose.messages import SOURCES_LIMIT
-from streampose.peer import Peer
+from streampose.peer import Peer, peer_at
 
 TOPICS_LIMIT = 4 * SOURCES_LIMIT
 """Topics that one connection may subscribe to."""
@@ -58,7 +58,7 @@ class Audience:
 
     def __init__(self) -> None:
         self._connections: dict[Peer, Connection] = {}
-        self._ended: set[Peer] = set()
+        self._ended: dict[int, Peer] = {}
         self._swept_s = time.monotonic()
 
     def __iter__(self) -> Iterator[tuple[Peer, Connection]]:
@@ -68,25 +68,32 @@ class Audience:
         """The connection of a peer, which may be a new one."""
         return self._connections.setdefault(peer, Connection())
 
-    def has_ended(self, peer: Peer) -> bool:
-        """Whether this connection was ended from here; what is left of its requests says nothing."""
-        return peer in self._ended
+    def has_ended(self, fd: int | None) -> bool:
+        """Whether requests by this descriptor say nothing, for the connection that had it was ended from here.
+
+        A newcomer may have the descriptor by now, and its requests cannot be told from what is left of the ended one's.
+        """
+        return fd in self._ended
 
     def end(self, peer: Peer) -> None:
         """End a connection."""
         peer.disconnect()
         self._connections.pop(peer, None)
-        self._ended.add(peer)
+        self._ended[peer.fd] = peer
+
+    def settle(self, port: int) -> None:
+        """Nothing of those who were ended is left to be heard: newcomers that were not heard either begin again."""
+        for fd, peer in self._ended.items():
+            newcomer = peer_at(fd, port)
+            if newcomer not in (None, peer):
+                newcomer.disconnect()
+        self._ended.clear()
 
     def sweep(self, at_once: bool = False) -> None:
         """Forget the connections that have gone without a word; now and then, or at once."""
         if at_once or time.monotonic() - self._swept_s >= _SWEEP_S:
             self._connections = {peer: known for peer, known in self if peer.is_connected}
             self._swept_s = time.monotonic()
-
-    def forget_ended(self) -> None:
-        """Nothing of those who were ended is left to be heard."""
-        self._ended.clear()
 
     def looks(self) -> frozenset[bytes]:
         """Beginnings of `picture.` topics that somebody has subscribed to by name."""

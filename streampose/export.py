@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("csv", "coco", "posetrack", "jsonl", "parquet")
 _FILES = 200
 """How many are written at a time: fewer than a process may have open."""
+_NAME_BYTES = 150
 _EARS = [POSETRACK.joints.index(name) for name in ("left_ear", "right_ear")]
 
 _CSV_ENTRY = ("received_ns", "run_id", "seq")
@@ -200,11 +201,16 @@ def _chosen(recording: Path, source: str | None) -> Iterator[Item]:
         raise UsageError(f"{recording} has {choice.lack}")
 
 
+def _file_name(source: str) -> str:
+    """A source's id as part of a file's name."""
+    return re.sub(r"[/\\\x00-\x1f\x7f]", "_", source).encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
 def _name_files(runs: Collection[Run], out: Path) -> dict[Run, Path]:
     """A file for each run, named after its source; another run of the same name has the next number that is free."""
     if len(runs) == 1:
         return dict.fromkeys(runs, out)
-    names = {run: re.sub(r"[/\\]", "_", run[0]) for run in runs}
+    names = {run: _file_name(run[0]) for run in runs}
     taken, last = set(names.values()), dict.fromkeys(names.values(), 0)
     paths = {}
     for run, name in names.items():

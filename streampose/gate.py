@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import zmq
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _ADDRESS = "inproc://zeromq.zap.01"
 _REMEMBERED = 1000
+_REFUSE_S = 1.0
 
 
 class Gate:
@@ -31,7 +33,8 @@ class Gate:
         self._pair = read_pair(folder)
         self._allowed = AllowList(folder)
         self._allowed.refresh()
-        self._told: set[str] = set()
+        self._told: dict[str, None] = {}
+        self._refused_s, self._unsaid = -_REFUSE_S, 0
         self.socket = context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(_ADDRESS)
@@ -70,11 +73,17 @@ class Gate:
         self.socket.close(0)
 
     def _tell(self, public: str, name: str | None, address: str) -> None:
-        """Log each key's first verdict."""
-        if f"{public}{name}" in self._told or len(self._told) >= _REMEMBERED:
+        """Log each key's first verdict; refusals at most once a second, for keys are free to make."""
+        if f"{public}{name}" in self._told:
             return
-        self._told.add(f"{public}{name}")
-        if name is None:
-            log.warning("refused the key %s from %s: it is not on the allow list", public, address)
-        else:
+        self._told[f"{public}{name}"] = None
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]
+        if name is not None:
             log.info("%s subscribes from %s", name, address)
+        elif time.monotonic() - self._refused_s < _REFUSE_S:
+            self._unsaid += 1
+        else:
+            more = f" (and {self._unsaid} more since the last time this was said)" if self._unsaid else ""
+            log.warning("refused the key %s from %s: it is not on the allow list%s", public, address, more)
+            self._refused_s, self._unsaid = time.monotonic(), 0

@@ -20,7 +20,7 @@ from streampose.endpoint import Endpoint, to_publish_at
 from streampose.errors import OutputError, StreamposeError
 from streampose.gate import Gate
 from streampose.messages import SCHEMA, SOURCES_LIMIT, Heartbeat, Parts
-from streampose.peer import Peer, peer_of
+from streampose.peer import Peer, descriptor_of, peer_at
 from streampose.wire import encode_heartbeat
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ HEARTBEAT_S = 1.0
 ADVICE = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
 
 _REQUEST_LIMIT = 1024
-_REQUESTS = 100
+_REQUESTS, _HEAR_S = 100, 0.02
+"""Requests that are carried out, and time spent on them and on what is left of ended connections, before frames go out."""
 _HANDSHAKE_MS = 5000
 _LOOK_S = 0.5
 _GREET_S, _GREETINGS, _GREETED = 0.02, 10, 400
@@ -53,7 +54,7 @@ class Outlet:
     One thread owns the socket. `send` only queues, from any thread; where the queue is full, the oldest pose or picture
     is dropped and counted. Of hello and status the newest of each source always goes out. A subscriber that does not
     keep up loses messages alone: at most `QUEUE_LIMIT` wait for it. Who sends what is no subscription, or too many,
-    is cut off, and so is whose key is revoked; nobody else's connection is touched.
+    is cut off, and so is whose key is revoked. Others may be with it only where they join in that very instant.
 
     Args:
         endpoint: `tcp://HOST:PORT`; with `*` for PORT any free one, see `endpoint`.
@@ -257,7 +258,8 @@ class Outlet:
             self._gate.refresh()
             for peer, connection in self._audience:
                 if gone := [key for key in connection.keys if not self._gate.allows(key)]:
-                    self._cut_off(peer, f"its key {gone[0]} was revoked", always=True)
+                    whose = "its key" if len(connection.keys) == 1 else "a key that came by its descriptor,"
+                    self._cut_off(peer, f"{whose} {gone[0]} was revoked", always=True)
         self._audience.sweep()
         self._tell_looks()
 
@@ -333,24 +335,27 @@ class Outlet:
         """
         asked: set[bytes] = set()
         went = settled = False
-        for _ in range(_REQUESTS):
+        heard, until_s = 0, time.monotonic() + _HEAR_S
+        while heard < _REQUESTS and time.monotonic() < until_s:
             try:
                 message = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 self._out_of_step = False
                 if settled or not asked:
-                    self._audience.forget_ended()
+                    self._audience.settle(self._port)
                     break
                 settled = True
                 self._socket.poll(_SETTLE_MS)
                 continue
-            request, peer = message.bytes, peer_of(message, self._port)
+            request, fd = message.bytes, descriptor_of(message)
             junk = request[:1] not in (b"\x00", b"\x01")
             self._out_of_step |= junk
+            if self._audience.has_ended(fd):
+                continue
+            heard += 1
+            peer = peer_at(fd, self._port)
             if peer is None:
                 went = True
-            elif self._audience.has_ended(peer):
-                continue
             elif junk:
                 self._cut_off(peer, "it sent what is no subscription")
             elif self._out_of_step:

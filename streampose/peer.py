@@ -41,19 +41,27 @@ class Peer:
                     connection.shutdown(socket.SHUT_RDWR)
 
 
-def peer_of(message: zmq.Frame, port: int) -> Peer | None:
-    """The connection that a message came by.
+def descriptor_of(message: zmq.Frame) -> int | None:
+    """The descriptor that a message (received with `copy=False`) came by; None where ZeroMQ made it itself.
+
+    Another connection may have the descriptor by now.
+    """
+    try:
+        return int(message.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return None
+
+
+def peer_at(fd: int | None, port: int) -> Peer | None:
+    """The connection that has a descriptor now.
 
     Args:
-        message: received with `copy=False`.
         port: that the receiving socket is bound to.
 
     Returns:
-        None where ZeroMQ made the message itself, or the connection is gone by now.
+        None where there is none.
     """
-    try:
-        fd = int(message.get(zmq.SRCFD))
-    except zmq.ZMQError:
+    if fd is None:
         return None
     with _borrow(fd) as connection:
         address = None if connection is None or _port_of(connection) != port else _address_of(connection)

@@ -139,8 +139,9 @@ class _Player:
                 self._outlet.send(parts)
             if play.encode is not None:
                 self._outlet.send(play.encode(time.monotonic_ns()))
-                self._played[play.source] = None
                 self.frames += 1
+            if play.received_ns is not None:
+                self._played[play.source] = None
 
     def begin_again(self) -> None:
         """The next round is another epoch, whose frames count on."""

@@ -271,7 +271,7 @@ def test_who_subscribes_to_too_much_is_cut_off(publisher, raw, caplog):
 
 
 def test_who_repeats_a_subscription_without_end_is_cut_off_alone(publisher, raw, caplog):
-    """What it sends until then is heard in small portions: frames go out in between, and nothing piles up."""
+    """What it sends until then is heard in small portions: frames go out in between."""
     loud = raw(zmq.XSUB)
     loud.setsockopt(zmq.RECONNECT_IVL, -1)
     loud.connect(publisher.endpoint)
