@@ -32,7 +32,7 @@ ADVICE = "publish elsewhere with --publish tcp://127.0.0.1:PORT"
 
 _REQUEST_LIMIT = 1024
 _REQUESTS, _HEAR_S = 100, 0.02
-"""Requests that are carried out, and time spent on them and on what is left of ended connections, before frames go out."""
+"""Requests that are carried out, and time spent on them and on what ended connections left, before frames go out."""
 _HANDSHAKE_MS = 5000
 _LOOK_S = 0.5
 _GREET_S, _GREETINGS, _GREETED = 0.02, 10, 400
