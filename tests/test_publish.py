@@ -287,6 +287,45 @@ def test_who_repeats_a_subscription_without_end_is_cut_off_alone(publisher, raw,
     assert caplog.text.count("cut off") == 1
 
 
+FLOOD = """
+import sys, zmq
+context = zmq.Context()
+loud = context.socket(zmq.XSUB)
+loud.setsockopt(zmq.SNDHWM, 0)
+loud.setsockopt(zmq.RECONNECT_IVL, -1)
+loud.connect(sys.argv[1])
+ended = loud.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+for _ in range(30_000):
+    loud.send(b"\\x01x")
+assert ended.poll(10_000)
+joiners = [context.socket(zmq.SUB) for _ in range(8)]
+monitors = [joiner.get_monitor_socket(zmq.EVENT_DISCONNECTED) for joiner in joiners]
+for joiner in joiners:
+    joiner.connect(sys.argv[1])
+    joiner.subscribe(b"heartbeat")
+for joiner in joiners:
+    assert joiner.poll(10_000)
+counts = []
+for monitor in monitors:
+    counts.append(0)
+    while monitor.poll(0):
+        monitor.recv_multipart()
+        counts[-1] += 1
+print(sum(counts), max(counts))
+context.destroy(0)
+"""
+
+
+def test_what_a_flood_leaves_behind_is_not_charged_to_those_who_join(publisher, caplog):
+    """They may get the descriptor of the connection that was ended, while thousands of its requests still wait."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD, publisher.endpoint], check=True, capture_output=True, text=True, timeout=60
+    )
+    disconnected, most = map(int, done.stdout.split())
+    assert (disconnected, most) in [(0, 0), (1, 1)]  # whoever has the descriptor begins again, once
+    assert caplog.text.count("cut off") == 1
+
+
 def test_a_source_is_forgotten_even_where_the_queue_overflows(publisher, monkeypatch):
     publisher.publish(make_frame(source="gone"))
     publisher.set_state("gone", "ended")
