@@ -25,6 +25,9 @@ from streampose.wire import MessageError, check_name, decode, encode_status
 
 log = logging.getLogger(__name__)
 
+UNTOLD_S = 15.0
+"""A source that its publisher, which tells of each every ten seconds, has not told of for so long is gone."""
+
 _LOOK_S = 0.2
 _KINDS = ("hello", "status", "pose")
 _Value = TypeVar("_Value")
@@ -218,10 +221,11 @@ class _Known:
 
 
 class _Heard(NamedTuple):
-    """The run, and the connection to its publisher, in which a source was last heard of."""
+    """The run, the connection to its publisher, and the time, in which a source was last heard of."""
 
     run_id: str
     connection: int
+    at_s: float
 
 
 class _Branch:
@@ -277,7 +281,12 @@ class _Branch:
             if state != "connected" and silent:
                 self._give_up(*self._heard)
             elif state == "connected" and now_s - self._connected_s > SILENT_S:  # it has told of all its sources
-                self._give_up(*(name for name, heard in self._heard.items() if heard.connection != self._connection))
+                gone = [
+                    name
+                    for name, heard in self._heard.items()
+                    if heard.connection != self._connection or now_s - heard.at_s > UNTOLD_S
+                ]
+                self._give_up(*gone)
 
     def _follow(self, inlet: Inlet) -> None:
         """Note another connection; called by the inlet's thread."""
@@ -343,7 +352,7 @@ class _Branch:
                 return
             for known in () if source in self._heard else said:
                 self._relay.pass_on(known, source, header.run_id)
-            self._heard[source] = _Heard(header.run_id, self._connection)
+            self._heard[source] = _Heard(header.run_id, self._connection, time.monotonic())
             self._relay.pass_on(renamed, source, header.run_id)
             if isinstance(message, Status):
                 self._relay.note_state(source, message, self)

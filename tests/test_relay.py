@@ -362,6 +362,7 @@ def test_what_is_said_of_a_source_after_its_end_is_passed_on_but_not_kept(make_r
     relay, relayed = make_relay(Upstream(endpoint))
     with Subscriber(relayed, "lossless") as stream:
         wait_for_subscriber(sender)
+        wait_until(relay._outlet.subscribed.is_set)
         send_state(sender, "ended")
         for seq in range(2):
             sender.send_multipart(encode_pose(make_frame(seq), run_id="r", seq=seq))
@@ -427,6 +428,21 @@ def test_what_a_publisher_tells_nothing_of_when_connected_to_again_is_offline(ma
             assert set(relay.sources) == {"a"}
             again.set_state("b", "online")
             wait_until(lambda: stream.receive(0.01) is None and stream.states == {"a": "online", "b": "online"})
+
+
+def test_what_a_publisher_has_not_told_of_for_long_is_offline(make_relay, monkeypatch):
+    """The end of a source may be lost on the way, or be told while much of another connection still waits."""
+    monkeypatch.setattr("streampose.relay.UNTOLD_S", 2.0)
+    with Publisher("tcp://127.0.0.1:*", model="lite", heartbeat_s=0.02) as publisher:
+        for source in ("here", "gone"):
+            publisher.publish(make_frame(source=source))
+            publisher.set_state(source, "online")
+        _, endpoint = make_relay(Upstream(publisher.endpoint))
+        with Subscriber(endpoint, "lossless") as stream:
+            wait_until(lambda: stream.receive(0.01) or stream.states == {"here": "online", "gone": "online"})
+            publisher.forget("gone")
+            wait_until(lambda: stream.receive(0.01) or stream.states["gone"] == "offline")
+            assert stream.states["here"] == "online"
 
 
 def test_the_end_of_a_source_does_not_go_round_in_a_ring(make_relay, publisher, caplog):
