@@ -241,7 +241,7 @@ def test_a_wrong_augmentation_or_data_set_is_named(posetrack: Path, tmp_path: Pa
 
 
 def test_an_unknown_recipe_names_the_bundled_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="coco_hrnet_w48, jhmdb_fami_w48, lite, person"):
+    with pytest.raises(UsageError, match="coco_hrnet_w48, jhmdb_fami_w48, lite, lite_int8, person"):
         read_recipe("nothing")
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(UsageError, match="cannot be read"):
