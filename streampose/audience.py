@@ -75,11 +75,12 @@ class Audience:
         """
         return fd in self._ended
 
-    def end(self, peer: Peer) -> None:
-        """End a connection."""
+    def end(self, peer: Peer, *, in_mid_request: bool) -> None:
+        """End a connection; `in_mid_request`: more of its requests may wait, which say nothing any more."""
         peer.disconnect()
         self._connections.pop(peer, None)
-        self._ended[peer.fd] = peer
+        if in_mid_request:
+            self._ended[peer.fd] = peer
 
     def settle(self, port: int) -> None:
         """Nothing of those who were ended is left to be heard: newcomers that were not heard either begin again."""

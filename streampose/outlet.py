@@ -259,14 +259,14 @@ class Outlet:
             for peer, connection in self._audience:
                 if gone := [key for key in connection.keys if not self._gate.allows(key)]:
                     whose = "its key" if len(connection.keys) == 1 else "a key that came by its descriptor,"
-                    self._cut_off(peer, f"{whose} {gone[0]} was revoked", always=True)
+                    self._cut_off(peer, f"{whose} {gone[0]} was revoked", revoked=True)
         self._audience.sweep()
         self._tell_looks()
 
-    def _cut_off(self, peer: Peer, why: str, *, always: bool = False) -> None:
-        """End a connection and say why; what is not said `always` at most once a second."""
-        self._audience.end(peer)
-        if not always and time.monotonic() - self._complained_s < _COMPLAIN_S:
+    def _cut_off(self, peer: Peer, why: str, *, revoked: bool = False) -> None:
+        """End a connection and say why: of a revoked key always, else at most once a second."""
+        self._audience.end(peer, in_mid_request=not revoked)
+        if not revoked and time.monotonic() - self._complained_s < _COMPLAIN_S:
             self._unsaid += 1
             return
         more = f" (and {self._unsaid} more since the last time this was said)" if self._unsaid else ""

@@ -6,6 +6,7 @@ import stat
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,23 @@ def test_a_revoked_subscriber_is_cut_off_whatever_others_do_meanwhile(secured, f
         finally:
             done.set()
             others.join()
+
+
+def test_who_comes_after_a_revoked_subscriber_is_let_in_at_once(secured, folder, tmp_path):
+    """They get the descriptors that are free again, one of them the revoked one's."""
+    with Subscriber(secured.endpoint, key=tmp_path / "robot.key") as robot:
+        with Subscriber(secured.endpoint, key=tmp_path / "tablet.key") as tablet:
+            assert robot.receive(WAIT_S)
+            assert tablet.receive(WAIT_S)
+            revoke(folder, "tablet")
+            with pytest.raises(KeyRefusedError):
+                all(tablet)
+            assert not secured._outlet._audience._ended, "a newcomer with that descriptor would not be heard"
+        with ExitStack() as stack:
+            for _ in range(6):
+                stream = stack.enter_context(Subscriber(secured.endpoint, key=tmp_path / "robot.key"))
+                assert stream.receive(WAIT_S)
+                assert stream.reconnections == 0
 
 
 def test_a_key_allowed_later_gets_in_without_a_restart(secured, folder, tmp_path):
