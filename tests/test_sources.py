@@ -211,6 +211,29 @@ def test_a_camera_that_goes_away_is_disconnected(make_video) -> None:
     assert not capture.isOpened()
 
 
+def test_a_camera_that_goes_away_is_offline_at_once(make_video) -> None:
+    """Also between its end and the moment at which the reason is known."""
+    seen: list[Status] = []
+
+    class Leaving(WebcamReader):
+        def close(self) -> None:
+            seen.append(source.status)
+            super().close()
+
+    def connect() -> WebcamReader:
+        if seen:
+            raise DisconnectedError("webcam:7: no such camera")
+        return Leaving("webcam:7", cv2.VideoCapture(str(make_video(frames=5))))
+
+    source = Source("cam", "webcam:7", connect=connect, live=True)
+    assert source.status is Status.WAITING
+    with source:
+        for _ in range(1000):
+            if not seen:
+                source.read(0.01)
+    assert seen == [Status.OFFLINE]
+
+
 def test_a_camera_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such camera"):
         WebcamReader("webcam:7", cv2.VideoCapture(str(tmp_path / "nothing.mp4")))

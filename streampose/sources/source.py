@@ -119,7 +119,7 @@ class Source:
         if self.outcome is not Outcome.OPEN:
             return Status.ENDED if self.failed is None else Status.OFFLINE
         if not self._online:
-            return Status.WAITING if self.error is None else Status.OFFLINE
+            return Status.WAITING if self.error is None and not self._first_ns else Status.OFFLINE
         return Status.STALLED if self.live and self.age_s > self._stall_s else Status.ONLINE
 
     @property
