@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,9 +16,9 @@ from streampose.engines.manifest import Manifest
 from streampose.geometry import crop_affine, transform
 from streampose.train.augment import spoil
 from streampose.train.bootstrap import wilson
-from streampose.train.pack import Person
+from streampose.train.pack import Clip, Person
 from streampose.train.video_eval import STRENGTHS, _trembling, corrupted_pck, jitter
-from streampose.train.windows import Subject
+from streampose.train.windows import Subject, clip_subjects
 
 BOX = np.array([20, 20, 60, 120], np.float32)
 POINTS = np.column_stack([np.linspace(25, 55, 17), np.linspace(25, 115, 17), np.ones(17)]).astype(np.float32)
@@ -64,6 +65,24 @@ def test_gain_is_what_five_frames_find_and_the_key_frame_alone_does_not() -> Non
     darkest = figures["dark 0.95"]
     assert (darkest["five"], darkest["single"], darkest["gain"]) == (1, 0, 1)
     assert not set(darkest) & {"teacher", "over_teacher"}
+
+
+def test_clips_count_trusted_labels_and_draw_tracks_anew() -> None:
+    """Of 17 joints of two people on many frames, the label of one is doubtful; two tracks prove little."""
+    manifest = load_engine("lite").manifest
+    points = POINTS.copy()
+    points[3, 2] = 0.2
+    people = tuple(Person(BOX, points, np.zeros(17, np.bool_), False, False, track) for track in (1, 2))
+    jpeg = cv2.imencode(".jpg", Garden().image())[1].tobytes()
+    clip = Clip("garden", 25.0, (jpeg,) * 30, (people,) * 30)
+    in_crop = np.column_stack([transform(POINTS[:, :2], crop_affine(BOX, manifest.input_size)), np.ones(17)])
+    in_crop[3] = 1e4
+    subjects = clip_subjects([clip], manifest.offsets, 10)
+    assert len(subjects) == 4
+    figures = corrupted_pck(Seer(manifest, in_crop.astype(np.float32)), subjects, None)  # type: ignore[arg-type]
+    assert figures["clean"]["five"] == 1, "the doubtful joint does not count"
+    assert figures["clean"]["five_95"] == pytest.approx(wilson(2, 2))
+    assert figures["dark 0.95"]["gain"] == 1
 
 
 def test_spoiling_gets_worse_with_its_strength() -> None:

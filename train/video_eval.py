@@ -17,7 +17,7 @@ from streampose.train.pack import Clip, Person, read_clips, read_stills
 from streampose.train.pose import human_subjects
 from streampose.train.teachers import Thunder
 from streampose.train.temporal import smooth_track
-from streampose.train.windows import Subject, WindowSettings, make_window
+from streampose.train.windows import Subject, WindowSettings, clip_subjects, make_window
 
 Array = NDArray[np.float32]
 
@@ -27,7 +27,10 @@ NEAR = 0.1
 SLOW = 0.005
 """People move slowly while the median speed of their joints is under this many box heights a frame."""
 JITTER_FRAMES = 60
+CLIP_EVERY = 10
+"""Of the clips, every n-th frame is a key frame to be corrupted."""
 LEAST_WEIGHT = 0.3
+"""Joints of clips, which a teacher labelled, count from this weight on."""
 
 
 def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
@@ -39,7 +42,9 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
         every: look at every n-th person.
 
     Returns:
-        "people", "corrupted" (see `corrupted_pck`) and "jitter" (see `jitter`).
+        "people", "corrupted" (see `corrupted_pck`), "corrupted_clips", the same with real frames beside the key frame
+        and the pack's automatic labels, so that it is agreement with what a teacher says of the clean frame,
+        "clip_people", how many key frames of people that is, and "jitter" (see `jitter`).
 
     Raises:
         UsageError: the folder does not have the pack's layout. ModelError: no such bundle.
@@ -48,10 +53,14 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
     teacher = Thunder(teachers) if teachers.is_dir() else None
     engine = load_engine(model)
     subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
+    clips = read_clips(data, "val")
+    moving = clip_subjects(clips, engine.manifest.offsets, CLIP_EVERY)[::every]
     return {
         "people": len(subjects),
         "corrupted": corrupted_pck(engine, subjects, teacher),
-        "jitter": jitter(engine, read_clips(data, "val"), teacher),
+        "clip_people": len(moving),
+        "corrupted_clips": corrupted_pck(engine, moving, teacher),
+        "jitter": jitter(engine, clips, teacher),
     }
 
 
@@ -59,13 +68,14 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
     """PCK@0.1 of the longer box side, 0..1, where the key frame alone is corrupted and its supporting frames are clean.
 
     Args:
-        subjects: people whose joints a human labelled; their supporting frames are the picture moved a little.
+        subjects: people of stills, whose supporting frames are the picture moved a little, or of clips. Joints that a
+            human labelled count; of who has none, all of weight 0.3 or more.
         teacher: looks at the corrupted key frame, too: the same crop, widened to a square.
 
     Returns:
         By "KIND STRENGTH", and "clean": "five" frames, "single" (the key frame stands in for its supporting frames),
         "teacher" if there is one, "gain", five less single, and "over_teacher", five less teacher; each with its
-        interval "..._95", people drawn anew.
+        interval "..._95", people of stills and tracks of clips drawn anew.
     """
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
     cases = [("clean", "", 0.0)] + [(f"{kind} {s:g}", kind, s) for kind, all_s in STRENGTHS.items() for s in all_s]
@@ -74,15 +84,34 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         key, points = window["crops"][0], window["points"]
         supports = engine.encode(whole_pictures(window["crops"][1:]))
-        reach, human = NEAR * window["side"], window["human"]
+        reach, known = NEAR * window["side"], window["human"]
+        if not known.any():
+            known = window["weights"] >= LEAST_WEIGHT
         for number, (name, kind, strength) in enumerate(cases):
             crop = spoil(key, points, kind, strength, np.random.default_rng((8, index, number))) if kind else key
             answers = [_fuse(engine, crop, supports, window["transforms"]), _fuse(engine, crop, None, None)]
             if teacher is not None:
                 answers.append(_look(teacher, crop))
-            near = [(np.linalg.norm(a[:, :2] - points, axis=1) <= reach) & human for a in answers]
-            hits[name].append((int(human.sum()), *(int(n.sum()) for n in near)))
-    return {name: _figures(np.array(rows)) for name, rows in hits.items()}
+            near = [(np.linalg.norm(a[:, :2] - points, axis=1) <= reach) & known for a in answers]
+            hits[name].append((int(known.sum()), *(int(n.sum()) for n in near)))
+    units = _units(subjects)
+    return {name: _figures(_sums(np.array(rows), units)) for name, rows in hits.items()}
+
+
+def _units(subjects: Sequence[Subject]) -> NDArray[np.intp]:
+    """(N,) numbers of what is drawn anew: a person of a still, or a clip's track."""
+    names = [
+        f"{s.source.name} {s.person.track_id}" if isinstance(s.source, Clip) else str(place)
+        for place, s in enumerate(subjects)
+    ]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _sums(rows: NDArray[np.int_], units: NDArray[np.intp]) -> NDArray[np.int_]:
+    """Rows (N, C) added up by unit."""
+    sums = np.zeros((int(units.max(initial=-1)) + 1, rows.shape[1]), rows.dtype)
+    np.add.at(sums, units, rows)
+    return sums
 
 
 def _fuse(
@@ -108,7 +137,7 @@ def _look(teacher: Thunder, crop: NDArray[np.uint8]) -> Array:
 
 
 def _figures(rows: NDArray[np.int_]) -> dict[str, Any]:
-    """Of rows (people; joints, hits of five, single and perhaps teacher)."""
+    """Of rows (people or tracks; joints, hits of five, single and perhaps teacher)."""
     joints, hits = rows[:, 0], dict(zip(("five", "single", "teacher"), rows[:, 1:].T, strict=False))
     figures: dict[str, Any] = {}
     for name, found in hits.items():
