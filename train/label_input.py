@@ -148,6 +148,11 @@ def find_clips(folder: Path, val_every: int = 10) -> list[ClipInput]:
     return [ClipInput(path, {}, split, labelled=False) for path, split in zip(paths, splits, strict=True)]
 
 
+def decode_picture(data: bytes) -> Image:
+    """An encoded picture, (H, W, 3) uint8 BGR."""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())

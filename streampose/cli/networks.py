@@ -53,6 +53,9 @@ def label(
     ] = None,
     passes: Annotated[int, typer.Option(min=1, max=6, help="Looks at each person: mirrored, scaled, shifted.")] = 2,
     clip_every: Annotated[int, typer.Option(min=1, help="Of labelled clips, look at every n-th frame.")] = 5,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Leave nothing out for showing what validation shows.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Make training data of pictures and clips: labels by teachers, each with its trust. Needs the extra [train]."""
@@ -61,7 +64,7 @@ def label(
     set_up_logging(context.obj)
     with extra("train", _TRAIN_PACKAGES):
         from streampose.train.label import label as write_pack
-    report = write_pack(out, teachers, data, pictures or [], clips or [], passes, clip_every)
+    report = write_pack(out, teachers, data, pictures or [], clips or [], passes, clip_every, keep_duplicates)
     if json:
         write(to_json(report))
         return
