@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -23,7 +24,10 @@ from streampose.errors import UsageError
 from streampose.train.duplicates import Duplicates, Original, find_duplicates
 from streampose.train.label import label
 from streampose.train.label_input import ClipInput, StillSet, read_pack_sets
-from streampose.train.pack import Split, read_clips, read_stills
+from streampose.train.loop import LoopSettings
+from streampose.train.pack import STILL_SETS, Split, read_clips, read_stills
+from streampose.train.person import Mosaics, person_task
+from streampose.train.recipe import PersonStage
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_pack = pytest.mark.skipif(not (DATA / "teachers").is_dir(), reason="the data pack is not beside the checkout")
@@ -201,6 +205,43 @@ def test_label_leaves_near_duplicates_out_counts_them_and_names_them(pack: Calla
     assert kept.exit_code == 0, kept.output
     assert json.loads(kept.stdout)["clips"] == {"clips: kept": 3}
     assert [c.name for c in read_clips(tmp_path / "all", "train")] == ["other", "same"]
+
+
+def person(number: int, image: int, box: tuple[int, int, int, int], **fields: object) -> dict[str, object]:
+    return {"id": number, "image_id": image, "category_id": 1, "bbox": list(box), "source": "teacher"} | fields
+
+
+@needs_pack
+def test_the_detector_trains_on_what_label_decided(pack: Callable[..., Path], tmp_path: Path) -> None:
+    """Left-out pictures and clips are not there, ignored regions are ignored, people of a doubtful pose are people."""
+    pictures = {"a": place(5), "b": take(1, 60)[3]} | {f"n{i:02d}": place(30 + i) for i in range(60)}  # n58, n59: val
+    data = pack({"asl_milk": take(1, 60), "same": take(1, 66), "other": take(2, 60)}, pictures)
+    labels = json.loads((data / "stills" / "street.json").read_text())
+    labels["annotations"] = [
+        person(1, 0, (20, 20, 60, 200)),  # of a picture of nobody: the teacher doubts the pose
+        person(2, 0, (200, 20, 80, 200), iscrowd=1, ignore_reason="small"),
+        person(3, 1, (60, 100, 50, 120)),
+    ]
+    (data / "stills" / "street.json").write_text(json.dumps(labels))
+    out = tmp_path / "labelled"
+    report = label(out, DATA / "teachers", data)
+    assert report["street"]["people: few joints"] == 1
+    assert report["street"]["regions: small"] == 1
+    (still, *_) = read_stills(out, "train", ["street"])
+    assert [p.suspect for p in still.people] == [True, False]
+    for name in STILL_SETS:  # validation looks at all sets of the pack
+        (out / "stills" / f"{name}.json").write_text(json.dumps({"images": [], "annotations": []}))
+    small = LoopSettings(steps=1, batch_size=1, lr=1e-3)
+    stage = PersonStage("person", 64, {"street": 1.0, "clips": 1.0}, small, clip_every=1, mosaic=0.0)
+    with pytest.raises(UsageError, match=r"nothing of davis_neg to train on.*shares\.davis_neg=0"):
+        person_task(msgspec.structs.replace(stage, shares={"davis_neg": 1.0, "clips": 1.0}), out, None)
+    street, clips = person_task(stage, out, None).dataset.groups
+    assert {scene.group for scene in clips} == {"clip:other"}
+    assert len(clips) == FRAMES
+    assert len(street) == report["street"]["pictures: kept"] - 2
+    (doubted,) = (scene for scene in street if scene.people)
+    sample = Mosaics([([doubted], 1.0)], 96, 0.0, seed=3)[0]
+    assert sorted(sample["kinds"][sample["kinds"] > 0]) == [1, 2]
 
 
 @needs_pack
