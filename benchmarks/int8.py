@@ -19,14 +19,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from extras import needs
 
 from streampose.engines import Crops, Engine, open_engine
 from streampose.engines.compile import Job
 from streampose.engines.manifest import locate_bundle, read_manifest
 from streampose.engines.parity import compare, demo_frames, read_reference
-from streampose.engines.quantise import compile_graphs
 from streampose.geometry import crop_affine
 from streampose.people import PersonDetector
+
+with needs("train"):
+    from streampose.engines.quantise import compile_graphs
 
 WARM_UP = 5
 STAGES = ("encode", "fuse", "both")

@@ -18,16 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnx
+from extras import needs
 from numpy.typing import NDArray
 
 from streampose.engines.manifest import GRAPHS, locate_bundle
 from streampose.engines.parity import demo_frames
-from streampose.engines.quantise import CALIBRATION_FRAMES, quantise_file
 from streampose.people import PersonDetector, letterbox
-from streampose.train.pack import read_stills
-from streampose.train.person import scenes_of, validation_scenes
-from streampose.train.person_score import Scene, match, summarise
+
+with needs("train"):
+    import onnx
+
+    from streampose.engines.quantise import CALIBRATION_FRAMES, quantise_file
+    from streampose.train.pack import read_stills
+    from streampose.train.person import scenes_of, validation_scenes
+    from streampose.train.person_score import Scene, match, summarise
 
 LEAST_HEIGHT_PX = 80
 LOWEST_SCORE = 0.05
