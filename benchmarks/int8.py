@@ -96,9 +96,10 @@ def main() -> None:
             },
         }
         if options.data:
-            from streampose.train.pack import read_stills
-            from streampose.train.pack_eval import engine_pck
-            from streampose.train.pose import human_subjects
+            with needs("train"):
+                from streampose.train.pack import read_stills
+                from streampose.train.pack_eval import engine_pck
+                from streampose.train.pose import human_subjects
 
             subjects = human_subjects(read_stills(options.data, "val", ["lspet"]))[:: options.every]
             report["people"] = len(subjects)
