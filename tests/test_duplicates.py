@@ -252,6 +252,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_clips(pack: Callable[..., 
     done = out / "clips" / "annotations" / "other.json"
     written = done.stat().st_mtime_ns
     (out / "report.json").unlink()
+    (out / "clips" / "same.mp4").write_bytes((data / "clips" / "same.mp4").read_bytes())
     (out / "clips" / "annotations" / "asl_milk.json").unlink()
     assert label(out, DATA / "teachers", data) == report
     assert done.stat().st_mtime_ns == written
@@ -263,6 +264,8 @@ def test_where_nothing_is_left_to_train_on_it_says_so(pack: Callable[..., Path],
     data = pack({"asl_milk": take(1, 60), "same": take(1, 66)}, {"a": take(1, 60)[3]})
     with pytest.raises(UsageError, match="--keep-duplicates"):
         label(tmp_path / "labelled", DATA / "teachers", data)
+    report = label(tmp_path / "labelled", DATA / "teachers", data, keep_duplicates=True)
+    assert report["clips"]["clips: kept"] == 2
 
 
 @needs_pack
@@ -273,3 +276,5 @@ def test_two_clips_of_one_name_are_refused(pack: Callable[..., Path], tmp_path: 
     clip(own, "walk", "train", take(2, 60))
     with pytest.raises(UsageError, match="two clips are called walk"):
         label(tmp_path / "labelled", DATA / "teachers", data, clips=[own])
+    with pytest.raises(UsageError, match="nowhere cannot be read"):
+        label(tmp_path / "labelled", DATA / "teachers", data, clips=[tmp_path / "nowhere"])

@@ -85,28 +85,23 @@ def label(
     teacher = Thunder(teachers, threads=1, maps=True)
     poses, boxes = PoseEnsemble(teacher, passes), BoxEnsemble(YoloxNano(teachers, threads=1))
     settings = f"passes={passes} clip_every={clip_every}" + " keep_duplicates" * keep_duplicates
+    sets = list(read_pack_sets(data)) if data else []
+    sets += [read_pictures(folder) for folder in pictures]
+    found = read_pack_clips(data) if data else []
+    found += [clip for folder in clips for clip in find_clips(folder)]
+    _check_names(sets, found)
     try:
-        for folder in ("stills", "clips/annotations"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        with Answers(out / ANSWERS, settings) as answers, bar_on_stderr() as bar:
-            sets = list(read_pack_sets(data)) if data else []
-            sets += [read_pictures(folder) for folder in pictures]
-            found = read_pack_clips(data) if data else []
-            found += [clip for folder in clips for clip in find_clips(folder)]
-            _check_names(sets, found)
+        with bar_on_stderr() as bar:
             alike = Duplicates() if keep_duplicates else find_duplicates(sets, found, bar)
             _check_rest(sets, found, alike)
-            (out / DUPLICATES).write_text(json.dumps(alike.names(), indent=1))
-            for still_set in sets:
-                _label_set(still_set, poses, boxes, answers, counts[still_set.name], alike, bar, out)
-            job = bar.add_task("clips", total=len(found))
-            for clip in found:
-                if clip.name in alike.clips:
-                    counts["clips"][f"clips: near-duplicate of {alike.clips[clip.name].kind}"] += 1
-                else:
-                    counts["clips"]["clips: kept"] += 1
-                    _label_clip(clip, poses, boxes, answers, counts["clips"], clip_every, out)
-                bar.advance(job)
+            for folder in ("stills", "clips/annotations"):
+                (out / folder).mkdir(parents=True, exist_ok=True)
+            with Answers(out / ANSWERS, settings) as answers:
+                (out / DUPLICATES).write_text(json.dumps(alike.names(), indent=1))
+                for still_set in sets:
+                    _label_set(still_set, poses, boxes, answers, counts[still_set.name], alike, bar, out)
+                if found:
+                    _label_clips(found, poses, boxes, answers, counts["clips"], alike, clip_every, bar, out)
         report = {name: dict(sorted(counter.items())) for name, counter in counts.items()}
         (out / REPORT).write_text(json.dumps(report, indent=1))
         (out / ANSWERS).unlink()
@@ -207,6 +202,21 @@ def _found(picture: NDArray[np.uint8], boxes: BoxEnsemble, image_id: int) -> lis
             person["ignore_reason"] = "lowscore" if unsure else "small"
         people.append(person)
     return people
+
+
+def _label_clips(
+    clips: Sequence[ClipInput], poses: PoseEnsemble, boxes: BoxEnsemble, answers: Answers, counts: Counter[str],
+    alike: Duplicates, every: int, bar: Progress, out: Path,
+) -> None:  # fmt: skip
+    job = bar.add_task("clips", total=len(clips))
+    for clip in clips:
+        if original := alike.clips.get(clip.name):
+            counts[f"clips: near-duplicate of {original.kind}"] += 1
+            (out / "clips" / f"{clip.name}.mp4").unlink(missing_ok=True)  # a run before may have kept it
+        else:
+            counts["clips: kept"] += 1
+            _label_clip(clip, poses, boxes, answers, counts, every, out)
+        bar.advance(job)
 
 
 def _label_clip(
