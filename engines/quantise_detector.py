@@ -38,7 +38,7 @@ def quantise_detector(source: Path, manifest: Manifest, out: Path) -> Manifest:
     """Write a detector's bundle in int8, made from the one in float32 at `source`.
 
     Raises:
-        ModelError: it does not find what the original finds; nothing is written then.
+        ModelError: it does not find what the original finds, or that is nobody; nothing is written then.
         UsageError, OutputError: see `new_bundle`.
     """
     with new_bundle(out) as folder:
@@ -96,7 +96,11 @@ def calibration_pictures(size: tuple[int, int]) -> list[Picture]:
 
 
 def compare_detectors(reference: Path, file: Path, size: tuple[int, int]) -> dict[str, float]:
-    """How far a detector's cells are from another's on frames of the bundled clip; see `LIMITS`."""
+    """How far a detector's cells are from another's on frames of the bundled clip; see `LIMITS`.
+
+    Raises:
+        ModelError: the first one finds nobody there.
+    """
     frames = demo_frames(1 + GATE_FRAMES[-1])
     boards = [letterbox(frames[index], size)[0][None] for index in GATE_FRAMES]
     answers = []
@@ -106,6 +110,11 @@ def compare_detectors(reference: Path, file: Path, size: tuple[int, int]) -> dic
         answers.append((np.concatenate([b[0] for b, _ in found]), np.concatenate([s[0] for _, s in found])))
     (boxes, scores), (other_boxes, other_scores) = answers
     sure = scores >= GATE_SCORE
+    if not sure.any():
+        raise ModelError(
+            f"the detector in float32 finds nobody in the bundled clip with a score of {GATE_SCORE:g} or more, so that "
+            "int8 cannot be compared with it; train it further, or go on with float32"
+        )
     side = np.sqrt((boxes[sure, 2:] - boxes[sure, :2]).prod(axis=1))
     apart = np.abs(boxes[sure] - other_boxes[sure]).max(axis=1) / side
     return {

@@ -91,6 +91,28 @@ def test_it_wants_a_folder_to_be_named_and_names_it_when_it_is_to_be_rebuilt(bun
     assert rebuilding(read_manifest(bundle)).endswith(command)
 
 
+@pytest.mark.parametrize("finds", [True, False])
+def test_a_checkpoint_becomes_one_if_it_finds_somebody(tmp_path: Path, finds: bool) -> None:
+    torch = pytest.importorskip("torch", reason="needs the [train] extra")
+    from streampose.model.checkpoint import DETECTOR
+    from streampose.model.person import PersonNetwork
+
+    torch.manual_seed(0)
+    network = PersonNetwork((96, 96))
+    torch.nn.init.constant_(network.score.bias, 0.0 if finds else -4.0)
+    description = {DETECTOR: "person", "input_size": [96, 96]}
+    torch.save({"network": description, "ema": network.state_dict()}, tmp_path / "checkpoint.pt")
+    out = tmp_path / "own"
+    if not finds:
+        with pytest.raises(ModelError, match="finds nobody"):
+            build_engine(None, tmp_path / "checkpoint.pt", "onnxruntime", "int8", 16, out, 0.4)
+        assert not out.exists()
+        return
+    manifest, folder = build_engine(None, tmp_path / "checkpoint.pt", "onnxruntime", "int8", 16, out, 0.35)
+    assert (manifest.name, manifest.precision, manifest.score_threshold) == ("own", "int8", 0.35)
+    assert PersonDetector(folder).threshold == 0.35
+
+
 def test_a_damaged_one_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes((bundle / "manifest.json").read_bytes())
     content = (bundle / "detector.onnx").read_bytes()
