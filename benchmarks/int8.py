@@ -19,14 +19,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from extras import needs
 
 from streampose.engines import Crops, Engine, open_engine
 from streampose.engines.compile import Job
 from streampose.engines.manifest import locate_bundle, read_manifest
 from streampose.engines.parity import compare, demo_frames, read_reference
-from streampose.engines.quantise import compile_graphs
 from streampose.geometry import crop_affine
 from streampose.people import PersonDetector
+
+with needs("train"):
+    from streampose.engines.quantise import compile_graphs
 
 WARM_UP = 5
 STAGES = ("encode", "fuse", "both")
@@ -93,9 +96,10 @@ def main() -> None:
             },
         }
         if options.data:
-            from streampose.train.pack import read_stills
-            from streampose.train.pack_eval import engine_pck
-            from streampose.train.pose import human_subjects
+            with needs("train"):
+                from streampose.train.pack import read_stills
+                from streampose.train.pack_eval import engine_pck
+                from streampose.train.pose import human_subjects
 
             subjects = human_subjects(read_stills(options.data, "val", ["lspet"]))[:: options.every]
             report["people"] = len(subjects)

@@ -16,8 +16,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from streampose.plugins.deform_conv.geometry import STORAGES, THREADS, Geometry, grid, packed_size, plan
-from streampose.plugins.deform_conv.ptx import compile_cubin
+from extras import needs
+
+with needs("train"):
+    from streampose.plugins.deform_conv.geometry import STORAGES, THREADS, Geometry, grid, packed_size, plan
+    from streampose.plugins.deform_conv.ptx import compile_cubin
 
 W48 = Geometry(48, 48, 3, 3, padding_h=1, padding_w=1, offset_groups=12, height=96, width=72)
 LITE = Geometry(32, 32, 3, 3, padding_h=1, padding_w=1, offset_groups=4, height=32, width=24)
@@ -76,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with needs("cuda"):
+        main()

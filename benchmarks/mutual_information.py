@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from extras import needs
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor, nn
 
 from streampose.engines import Engine, load_engine, whole_pictures
-from streampose.model import FamiPose, decode, fami_pose
-from streampose.train.augment import blur
-from streampose.train.losses import distributions, gaussian_maps, heatmap_cross_entropy
-from streampose.train.mutual_information import SupportDecoder, information_gain, released_terms, support_loss
-from streampose.train.pack import read_clips, read_stills
-from streampose.train.pose import human_subjects, training_groups
-from streampose.train.windows import Subject, Windows, WindowSettings, clip_subjects, make_window
+
+with needs("train"):
+    import torch
+    from torch import Tensor, nn
+
+    from streampose.model import FamiPose, decode, fami_pose
+    from streampose.train.augment import blur
+    from streampose.train.losses import distributions, gaussian_maps, heatmap_cross_entropy
+    from streampose.train.mutual_information import SupportDecoder, information_gain, released_terms, support_loss
+    from streampose.train.pack import read_clips, read_stills
+    from streampose.train.pose import human_subjects, training_groups
+    from streampose.train.windows import Subject, Windows, WindowSettings, clip_subjects, make_window
 
 OFFSETS = (-4, -3, -2, -1)
 CELL_PX = 4.0

@@ -22,12 +22,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader
+from extras import needs
 
 from streampose.geometry import crop_affine, cut
 from streampose.skeleton import POSETRACK
-from streampose.train.datasets import read_subjects
-from streampose.train.windows import ShuffledWindows, Subject, WindowSettings
+
+with needs("train"):
+    from torch.utils.data import DataLoader
+
+    from streampose.train.datasets import read_subjects
+    from streampose.train.windows import ShuffledWindows, Subject, WindowSettings
 
 SIZE, OFFSETS, PICTURE = (384, 288), (-2, -1, 1, 2), (720, 1280)
 SEQUENCES, FRAMES, PEOPLE = 12, 20, 3

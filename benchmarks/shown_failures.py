@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from extras import needs
 from numpy.typing import NDArray
 
 import streampose
@@ -23,8 +24,10 @@ from streampose.errors import OutputError
 from streampose.geometry import box_iou, crop_affine, cut, transform
 from streampose.people import PersonDetector
 from streampose.skeleton import COCO17
-from streampose.train.sheet import draw_sheet
-from streampose.train.teachers import Thunder, YoloxNano
+
+with needs("train"):
+    from streampose.train.sheet import draw_sheet
+    from streampose.train.teachers import Thunder, YoloxNano
 
 CROPS, PICTURES = 12, 6
 APART = 6

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from extras import needs
 from rich.console import Console
 from rich.table import Table
 
 from streampose.engines import Crops, load_engine
 from streampose.geometry import between_crops, crop_affine
 from streampose.people import PersonDetector
-from streampose.train.teachers import Thunder, YoloxNano
+
+with needs("train"):
+    from streampose.train.teachers import Thunder, YoloxNano
 
 PEOPLE = (1, 3, 8)
 DETECT_EVERY = 3

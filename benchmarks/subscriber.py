@@ -28,6 +28,7 @@ from unittest.mock import patch
 
 import numpy as np
 import zmq
+from extras import needs
 from rich.console import Console
 from rich.table import Table
 from stream import make_frame
@@ -36,12 +37,14 @@ from streampose.errors import StreamError
 from streampose.keys import SubscriberKey, add_key, read_pair
 from streampose.messages import Heartbeat, Parts
 from streampose.outlet import Outlet
-from streampose.parquet import ParquetWriter
 from streampose.publish import Publisher
 from streampose.recording import Entry
 from streampose.replay import replay
 from streampose.subscribe import Subscriber
 from streampose.wire import encode_heartbeat
+
+with needs("record"):
+    from streampose.parquet import ParquetWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from stream_messages import start_idler

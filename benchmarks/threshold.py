@@ -13,11 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from extras import needs
+
 from streampose.people import PersonDetector
-from streampose.train.operating_point import OperatingPoint, choose, operating_points
-from streampose.train.pack_eval import find
-from streampose.train.person import validation_scenes
-from streampose.train.teachers import LOWEST_SCORE, YoloxNano
+
+with needs("train"):
+    from streampose.train.operating_point import OperatingPoint, choose, operating_points
+    from streampose.train.pack_eval import find
+    from streampose.train.person import validation_scenes
+    from streampose.train.teachers import LOWEST_SCORE, YoloxNano
 
 SHOWN_STEP = 5
 

@@ -9,7 +9,10 @@ import argparse
 import time
 from pathlib import Path
 
-from streampose.train.track_eval import evaluate_tracks
+from extras import needs
+
+with needs("train"):
+    from streampose.train.track_eval import evaluate_tracks
 
 INTERVALS = (1, 2, 3, 5, 8)
 

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from extras import needs
 from numpy.typing import NDArray
 
 from streampose.engines import load_engine, whole_pictures
 from streampose.people import PersonDetector
 from streampose.skeleton import COCO17
-from streampose.train.pack import read_stills
-from streampose.train.person import validation_scenes
-from streampose.train.person_score import Scene, match
-from streampose.train.pose import human_subjects
-from streampose.train.sheet import draw_sheet
-from streampose.train.windows import WindowSettings, make_window
+
+with needs("train"):
+    from streampose.train.pack import read_stills
+    from streampose.train.person import validation_scenes
+    from streampose.train.person_score import Scene, match
+    from streampose.train.pose import human_subjects
+    from streampose.train.sheet import draw_sheet
+    from streampose.train.windows import WindowSettings, make_window
 
 COUNT = 50
 TILE_PX = 256

@@ -146,13 +146,15 @@ def compile_bundle(
         raise UsageError(f"max-batch is at least 1, not {max_batch}")
     source = locate_bundle(model)
     manifest = read_manifest(source)
-    if manifest.kind != "pose":
-        raise ModelError(f"{source} is a {manifest.kind}; detectors run on ONNX Runtime as they are")
+    if manifest.kind != "pose" and (target, precision) != ("onnxruntime", "int8"):
+        raise ModelError(f"{source} is a {manifest.kind}; detectors run on ONNX Runtime, as they are or in int8")
     if (manifest.target, manifest.precision) != ("onnxruntime", "fp32"):
         raise ModelError(
             f"{source} is built for {manifest.target} in {manifest.precision}; "
             "compile from a bundle for onnxruntime in fp32, or from a checkpoint"
         )
+    if manifest.kind != "pose":
+        return _quantise_detector(source, manifest, out)
     reference = read_reference(source)
     with new_bundle(out) as folder:
         made = _compile(Job(source, folder, manifest, target, precision, max_batch, checkpoint))
@@ -174,6 +176,16 @@ def compile_bundle(
         compiled = msgspec.structs.replace(compiled, parity=parity)
         write_manifest(folder, compiled)
     return compiled
+
+
+def _quantise_detector(source: Path, manifest: Manifest, out: Path) -> Manifest:
+    try:
+        from streampose.engines.quantise_detector import quantise_detector
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise MissingExtraError("onnx", "train") from None
+    return quantise_detector(source, manifest, out)
 
 
 def _compile(job: Job) -> Made:
@@ -208,8 +220,10 @@ def build_engine(
     if model is not None:
         if (target, precision) == ("onnxruntime", "fp32"):
             raise UsageError(f"{model} is there for onnxruntime in fp32 already; choose a --target or --precision int8")
-        name = read_manifest(locate_bundle(model)).name
-        folder = out or store() / f"{name}-{target}-{precision}"
+        manifest = read_manifest(locate_bundle(model))
+        if manifest.kind != "pose" and out is None and precision == "int8":
+            raise UsageError(f"{model} needs --out BUNDLE, for `streampose run --detector BUNDLE`")
+        folder = out or store() / f"{manifest.name}-{target}-{precision}"
         return compile_bundle(model, folder, target, precision, max_batch), folder
     if out is None:
         raise UsageError("--checkpoint needs --out BUNDLE, whose name becomes the model's")

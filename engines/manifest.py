@@ -87,6 +87,7 @@ def rebuilding(manifest: Manifest) -> str:
     compiled = (manifest.target, manifest.precision) != ("onnxruntime", "fp32") and manifest.target != "torch-tensorrt"
     if compiled and manifest.name in bundled_names():
         rest = f"--model {manifest.name} --target {manifest.target} --precision {manifest.precision}"
+        rest += " --out BUNDLE" * (manifest.kind != "pose")
     else:
         rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision} --out BUNDLE"
     return f"remove it and rebuild it with: streampose build-engine {rest}"

@@ -21,7 +21,6 @@ from streampose.errors import UsageError
 from streampose.geometry import crop_affine, transform
 from streampose.train import augment
 from streampose.train.ensemble import TeacherPose, agree, join_boxes
-from streampose.train.fingerprint import fingerprint, first_alike
 from streampose.train.label import label
 from streampose.train.label_store import Answers
 from streampose.train.label_tracks import smooth_clip, track_people
@@ -86,15 +85,6 @@ def test_a_jump_is_an_outlier_and_jitter_is_smoothed_but_movement_stays() -> Non
     before, after = (np.linalg.norm(k[..., :2] - moving, axis=2)[seen].mean() for k in (raw, smooth))
     assert after < 0.75 * before
     assert np.median(smooth[seen, 2]) > 0.9
-
-
-def test_pictures_that_differ_by_noise_and_scale_are_duplicates() -> None:
-    rng = np.random.default_rng(2)
-    pictures = [cv2.resize(rng.integers(0, 256, (12, 9, 3), np.uint8), (180, 240)) for _ in range(4)]
-    noisy = np.clip(pictures[1] + rng.normal(0, 3, pictures[1].shape), 0, 255).astype(np.uint8)
-    hashes = np.stack([fingerprint(p) for p in [*pictures, cv2.resize(noisy, (90, 120)), pictures[3]]])
-    assert first_alike(hashes, [False] * 6).tolist() == [-1, -1, -1, -1, 1, 3]
-    assert first_alike(hashes, [False] * 5 + [True]).tolist() == [-1, -1, -1, 5, 1, -1]
 
 
 def annotation(points: np.ndarray, **fields: object) -> dict[str, object]:

@@ -112,8 +112,8 @@ def test_what_cannot_be_verified_here_is_not_written(tmp_path: Path) -> None:
 
 
 def test_detectors_and_compiled_bundles_are_no_sources(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="detectors run on ONNX Runtime as they are"):
-        compile_bundle("person", tmp_path / "out", "onnxruntime", "int8")
+    with pytest.raises(ModelError, match="detectors run on ONNX Runtime, as they are or in int8"):
+        compile_bundle("person", tmp_path / "out", "tensorrt")
     with pytest.raises(UsageError, match="max-batch is at least 1"):
         compile_bundle("lite", tmp_path / "out", "tensorrt", max_batch=0)
 

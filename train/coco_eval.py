@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO  # type: ignore[import-untyped]
 from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
-from rich.console import Console
-from rich.progress import track
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from streampose.errors import OutputError, UsageError
@@ -32,6 +30,7 @@ from streampose.train.coco import (
 )
 from streampose.train.pose_nms import OKS_NMS, suppress_poses
 from streampose.train.predict import PoseModel, estimate_still
+from streampose.train.progress import tracked
 from streampose.train.teachers import LOWEST_SCORE
 
 PCK_SHARE = 0.1
@@ -331,6 +330,4 @@ def _boxes_of(entries: Sequence[Found], path: Path) -> tuple[Array, Array]:
 
 def _watched(labels: CocoLabels, images: Path | None) -> Iterator[tuple[LabelledPicture, Image]]:
     """The pictures, with a progress bar on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    pictures, count = read_pictures(labels, images), len(labels.pictures)
-    yield from track(pictures, "pictures", count, console=console, transient=True, disable=not console.is_terminal)
+    return tracked(read_pictures(labels, images), "pictures", len(labels.pictures))

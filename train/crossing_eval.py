@@ -17,6 +17,7 @@ from streampose.people import suppress
 from streampose.tracker import Tracker
 from streampose.train.crossings import FPS, KINDS, SIZE, Crossing, read_crossings
 from streampose.train.pack import Person
+from streampose.train.progress import tracked
 from streampose.train.track_eval import accumulate, summarise_tracks
 from streampose.types import Pose, PoseFrame
 
@@ -53,10 +54,11 @@ def evaluate_crossings(
         UsageError: the pack has no such clip. ModelError: see `streampose.run`.
     """
     alone = read_crossings(data, pairs[0], pictures=False)
-    figures = {"detect_every": detect_every, "alone": _summarise(alone, [_alone(c, detect_every) for c in alone])}
+    scores = [_alone(crossing, detect_every) for crossing in tracked(alone, "the tracker alone")]
+    figures = {"detect_every": detect_every, "alone": _summarise(alone, scores)}
     whole = read_crossings(data, pairs[1]) if pairs[1] else []
     if whole:
-        scores = [_whole(crossing, model, detector, detect_every) for crossing in whole]
+        scores = [_whole(crossing, model, detector, detect_every) for crossing in tracked(whole, "the pipeline")]
         figures["pipeline"] = _summarise(whole, scores)
     return figures
 

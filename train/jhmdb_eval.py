@@ -9,8 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from streampose.errors import OutputError, UsageError
 from streampose.people import PersonDetector
@@ -20,6 +18,7 @@ from streampose.train.datasets import read_subjects
 from streampose.train.frame_files import FrameFiles
 from streampose.train.jhmdb_score import pck, person_sizes, torso_sizes
 from streampose.train.predict import BATCH, Place, PoseModel, Window, estimate_subjects
+from streampose.train.progress import tracked
 from streampose.train.windows import Subject
 
 Array = NDArray[np.float32]
@@ -148,9 +147,7 @@ def _window(subject: Subject, box: Array | None) -> Window:
 
 def _batches(count: int) -> Iterator[range]:
     """The places 0 to count in parts, with a progress bar on stderr if it is a terminal."""
-    parts = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
-    console = Console(stderr=True)
-    yield from track(parts, "windows", console=console, transient=True, disable=not console.is_terminal)
+    return tracked([range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)], "windows")
 
 
 def _read(path: Path) -> list[_Entry]:

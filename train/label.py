@@ -12,18 +12,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from streampose.errors import OutputError, UsageError
+from streampose.train.duplicates import Duplicates, find_duplicates
 from streampose.train.ensemble import BoxEnsemble, PoseEnsemble, TeacherPose
-from streampose.train.fingerprint import fingerprint, first_alike
 from streampose.train.label_input import (
     ClipInput,
     StillSet,
+    decode_picture,
     find_clips,
     read_pack_clips,
     read_pack_sets,
@@ -32,12 +31,14 @@ from streampose.train.label_input import (
 from streampose.train.label_store import Answers
 from streampose.train.label_tracks import smooth_clip, track_people
 from streampose.train.maps import pack_maps
+from streampose.train.progress import bar_on_stderr
 from streampose.train.teachers import Thunder, YoloxNano
 from streampose.train.trust import Annotation, trust_human, trust_teacher
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
+DUPLICATES = "duplicates.json"
 ANSWERS = "answers.tsv"
 LEAST_BOX_SCORE, LEAST_HEIGHT_PX = 0.45, 60.0
 """Of pictures without labels: people with less are regions that say nothing."""
@@ -52,24 +53,28 @@ def label(
     clips: Sequence[Path] = (),
     passes: int = 2,
     clip_every: int = 5,
+    keep_duplicates: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Write a pack (see `train.pack`) whose labels say how far they can be trusted, with the teacher's maps.
 
     A run that was interrupted goes on where it was, with the same arguments. Validation splits keep their labels.
 
     Args:
-        out: folder of the new pack; `report.json` in it counts what was kept, mended and rejected, by reason.
+        out: folder of the new pack; `report.json` in it counts what was kept, mended and rejected, by reason,
+            `duplicates.json` names what was left out as a near-duplicate, and of what.
         teachers: folder with `yolox_nano.onnx` and `movenet_thunder.onnx`.
         data: a pack whose labels are the starting point; human labels are kept.
         pictures, clips: folders without labels.
         passes: looks at each person, 1 to 6; see `train.ensemble.PASSES`.
         clip_every: of labelled clips, every n-th frame is looked at; the others keep their labels, smoothed.
+        keep_duplicates: leave nothing out for being a near-duplicate (see `train.duplicates`).
 
     Returns:
         The report: counts by reason for each set, and for "clips".
 
     Raises:
-        UsageError: nothing to label, `out` holds a finished pack, or an input is not what it must be.
+        UsageError: nothing to label, nothing left to train on, two clips or sets of one name, `out` holds a finished
+            pack, or an input is not what it must be.
         OutputError: `out` cannot be written.
     """
     if data is None and not pictures and not clips:
@@ -79,22 +84,24 @@ def label(
     counts: Counts = defaultdict(Counter)
     teacher = Thunder(teachers, threads=1, maps=True)
     poses, boxes = PoseEnsemble(teacher, passes), BoxEnsemble(YoloxNano(teachers, threads=1))
-    settings = f"passes={passes} clip_every={clip_every}"
+    settings = f"passes={passes} clip_every={clip_every}" + " keep_duplicates" * keep_duplicates
+    sets = list(read_pack_sets(data)) if data else []
+    sets += [read_pictures(folder) for folder in pictures]
+    found = read_pack_clips(data) if data else []
+    found += [clip for folder in clips for clip in find_clips(folder)]
+    _check_names(sets, found)
     try:
-        for folder in ("stills", "clips/annotations"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        with Answers(out / ANSWERS, settings) as answers, _bar() as bar:
-            sets = list(read_pack_sets(data)) if data else []
-            sets += [read_pictures(folder) for folder in pictures]
-            alike = _find_duplicates(sets, counts)
-            for still_set in sets:
-                _label_set(still_set, poses, boxes, answers, counts[still_set.name], alike, bar, out)
-            found = read_pack_clips(data) if data else []
-            found += [clip for folder in clips for clip in find_clips(folder)]
-            job = bar.add_task("clips", total=len(found))
-            for clip in found:
-                _label_clip(clip, poses, boxes, answers, counts["clips"], clip_every, out)
-                bar.advance(job)
+        with bar_on_stderr() as bar:
+            alike = Duplicates() if keep_duplicates else find_duplicates(sets, found, bar)
+            _check_rest(sets, found, alike)
+            for folder in ("stills", "clips/annotations"):
+                (out / folder).mkdir(parents=True, exist_ok=True)
+            with Answers(out / ANSWERS, settings) as answers:
+                (out / DUPLICATES).write_text(json.dumps(alike.names(), indent=1))
+                for still_set in sets:
+                    _label_set(still_set, poses, boxes, answers, counts[still_set.name], alike, bar, out)
+                if found:
+                    _label_clips(found, poses, boxes, answers, counts["clips"], alike, clip_every, bar, out)
         report = {name: dict(sorted(counter.items())) for name, counter in counts.items()}
         (out / REPORT).write_text(json.dumps(report, indent=1))
         (out / ANSWERS).unlink()
@@ -103,25 +110,28 @@ def label(
     return report
 
 
-def _find_duplicates(sets: Sequence[StillSet], counts: Counts) -> set[str]:
-    """Names of the training pictures that are near-duplicates of a validation picture or of an earlier one."""
-    names = [(s.name, image["file_name"]) for s in sets for image in s.labels["images"]]
-    if not names:
-        return set()
-    files = {name: data for s in sets for name, data in s.files.items()}
-    hashes = np.stack([fingerprint(_decoded(files[name])) for _, name in names])
-    fixed = [s.splits[image["file_name"]] == "val" for s in sets for image in s.labels["images"]]
-    originals = first_alike(hashes, fixed)
-    for (set_name, _), original in zip(names, originals, strict=True):
-        if original >= 0:
-            kind = "a validation picture" if fixed[original] else "another training picture"
-            counts[set_name][f"pictures: near-duplicate of {kind}"] += 1
-    return {name for (_, name), original in zip(names, originals, strict=True) if original >= 0}
+def _check_names(sets: Sequence[StillSet], clips: Sequence[ClipInput]) -> None:
+    for what, names in (("sets of pictures", [s.name for s in sets]), ("clips", [clip.name for clip in clips])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise UsageError(f"two {what} are called {twice[0]}, and one would replace the other; rename one")
+
+
+def _check_rest(sets: Sequence[StillSet], clips: Sequence[ClipInput], alike: Duplicates) -> None:
+    """Raises UsageError where near-duplicates are all that there is to train on."""
+    names: list[object] = [(s.name, name) for s in sets for name, split in s.splits.items() if split == "train"]
+    names += [clip.name for clip in clips if clip.split == "train"]
+    left_out = {*alike.pictures, *alike.clips}
+    if names and all(name in left_out for name in names):
+        raise UsageError(
+            "all there is to train on shows what validation shows, as a fixed camera's pictures do; "
+            "add some of other places, or give --keep-duplicates and mind that validation promises too much"
+        )
 
 
 def _label_set(
     still_set: StillSet, poses: PoseEnsemble, boxes: BoxEnsemble, answers: Answers, counts: Counter[str],
-    alike: set[str], bar: Progress, out: Path,
+    alike: Duplicates, bar: Progress, out: Path,
 ) -> None:  # fmt: skip
     by_image: dict[int, list[Annotation]] = defaultdict(list)
     for annotation in still_set.labels["annotations"]:
@@ -131,13 +141,14 @@ def _label_set(
     for image in still_set.labels["images"]:
         name = image["file_name"]
         bar.advance(job)
-        if name in alike:
+        if original := alike.pictures.get((still_set.name, name)):
+            counts[f"pictures: near-duplicate of {original.kind}"] += 1
             continue
         images.append({**image, "tar": 0, "split": still_set.splits[name]})
         if still_set.labelled and still_set.splits[name] == "val":
             annotations += by_image[image["id"]]
             continue
-        picture = _decoded(still_set.files[name])
+        picture = decode_picture(still_set.files[name])
         people = by_image[image["id"]] if still_set.labelled else _found(picture, boxes, image["id"])
         for place, annotation in enumerate(people):
             new, pose = _trusted(annotation, picture, poses, answers, f"{name}#{place}", counts)
@@ -191,6 +202,21 @@ def _found(picture: NDArray[np.uint8], boxes: BoxEnsemble, image_id: int) -> lis
             person["ignore_reason"] = "lowscore" if unsure else "small"
         people.append(person)
     return people
+
+
+def _label_clips(
+    clips: Sequence[ClipInput], poses: PoseEnsemble, boxes: BoxEnsemble, answers: Answers, counts: Counter[str],
+    alike: Duplicates, every: int, bar: Progress, out: Path,
+) -> None:  # fmt: skip
+    job = bar.add_task("clips", total=len(clips))
+    for clip in clips:
+        if original := alike.clips.get(clip.name):
+            counts[f"clips: near-duplicate of {original.kind}"] += 1
+            (out / "clips" / f"{clip.name}.mp4").unlink(missing_ok=True)  # a run before may have kept it
+        else:
+            counts["clips: kept"] += 1
+            _label_clip(clip, poses, boxes, answers, counts, every, out)
+        bar.advance(job)
 
 
 def _label_clip(
@@ -259,19 +285,9 @@ def _add_maps(annotation: Annotation, pose: TeacherPose | None, offset: int) -> 
     return packed
 
 
-def _decoded(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
-
-
 def _write_tar(path: Path, files: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not console.is_terminal)

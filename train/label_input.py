@@ -118,7 +118,10 @@ def read_pictures(folder: Path) -> StillSet:
     images, files = [], {}
     for number, path in enumerate(paths, 1):
         name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
-        files[name] = path.read_bytes()
+        try:
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
         picture = cv2.imdecode(np.frombuffer(files[name], np.uint8), cv2.IMREAD_COLOR)
         if picture is None:
             raise UsageError(f"{path} is not a picture that can be decoded; remove it")
@@ -141,11 +144,19 @@ def find_clips(folder: Path, val_every: int = 10) -> list[ClipInput]:
     Raises:
         UsageError: it holds none.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in CLIPS)
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in CLIPS)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
     if not paths:
         raise UsageError(f"{folder} holds no clips ({', '.join(sorted(CLIPS))})")
     splits: Sequence[Split] = ["val" if place % val_every == val_every - 1 else "train" for place in range(len(paths))]
     return [ClipInput(path, {}, split, labelled=False) for path, split in zip(paths, splits, strict=True)]
+
+
+def decode_picture(data: bytes) -> Image:
+    """An encoded picture, (H, W, 3) uint8 BGR."""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,8 +17,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -26,6 +24,7 @@ from streampose.errors import StreamposeError, UsageError
 from streampose.train.checkpoint import NAME, TrainingState, restore, rng_state, save
 from streampose.train.distributed import Group, open_group, share_batch_norm
 from streampose.train.logs import RunLog
+from streampose.train.progress import bar_on_stderr
 from streampose.train.settings import LoopSettings, Plan
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
     with ExitStack() as stack:
         stop = stack.enter_context(_StopFlag())
         rows = stack.enter_context(RunLog(out, state.step)) if group.leads else None
-        bar = stack.enter_context(_bar(group.leads))
+        bar = stack.enter_context(bar_on_stderr(shown=group.leads, transient=True))
         job = bar.add_task(out.name, total=plan.steps, completed=state.step)
         while state.step < plan.steps:
             for parameters, peak in zip(state.optimizer.param_groups, peaks, strict=True):
@@ -330,12 +329,6 @@ def _to(batch: Batch | StreamposeError, device: torch.device) -> Batch:
     if isinstance(batch, StreamposeError):
         raise batch
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 @torch.no_grad()

@@ -153,6 +153,12 @@ def read_clip(root: Path, name: str) -> Clip:
     return _read_clip(path, _read_json(labels_path), _read_maps(labels_path))
 
 
+def check_filled(name: str, samples: Sequence[object], data: Path) -> None:
+    """Raises UsageError where the pack at `data` has nothing to train on of a set, or of "clips"."""
+    if not samples:
+        raise UsageError(f"{data} has nothing of {name} to train on; go without it: --set '*.shares.{name}=0'")
+
+
 def _read_clip(path: Path, labels: Any, maps: bytes) -> Clip:
     people: dict[int, list[Person]] = defaultdict(list)
     for annotation in labels["annotations"]:

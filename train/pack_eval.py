@@ -19,6 +19,7 @@ from streampose.train.person_figures import Found, detector_figures, differences
 from streampose.train.person_score import Boxes, Scene
 from streampose.train.pose import human_subjects, window_hits
 from streampose.train.predict import CHECKPOINTS
+from streampose.train.progress import tracked
 from streampose.train.teachers import LOWEST_SCORE, Thunder, YoloxNano
 from streampose.train.windows import Subject, WindowSettings, make_window
 
@@ -61,7 +62,7 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person", every
 
 def find(detect: Detect, scenes: Sequence[Scene]) -> Found:
     """A detector's answers on scenes."""
-    return [detect(scene.image()) for scene in scenes]
+    return [detect(scene.image()) for scene in tracked(scenes, "pictures")]
 
 
 def person_figures(
@@ -110,7 +111,7 @@ def engine_hits(engine: Engine, subjects: Sequence[Subject], corrupt_key: float,
     """As `train.pose.window_hits`, with the compiled network, on the very same windows: (N,) found from five frames."""
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, corrupt_key)
     hits = np.zeros(len(subjects), np.int_)
-    for index, subject in enumerate(subjects):
+    for index, subject in enumerate(tracked(subjects, "people")):
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         features = engine.encode(whole_pictures(window["crops"]))
         points = engine.fuse([features], window["transforms"][None])[0]
@@ -128,7 +129,7 @@ def engine_pck(engine: Engine, subjects: Sequence[Subject], corrupt_key: float) 
 def thunder_hits(teacher: Thunder, subjects: Sequence[Subject], share: float = 0.1) -> Hits:
     """(N,) what the teacher finds of the same people at the same boxes."""
     hits = np.zeros(len(subjects), np.int_)
-    for index, subject in enumerate(subjects):
+    for index, subject in enumerate(tracked(subjects, "people")):
         person = subject.person
         points = teacher.keypoints(subject.source.image(subject.index), person.box)
         side = float((person.box[2:] - person.box[:2]).max())

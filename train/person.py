@@ -21,7 +21,7 @@ from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.people import letterbox
 from streampose.train.from_bundle import detector_of_bundle, is_bundle, settle
 from streampose.train.loop import Batch
-from streampose.train.pack import Clip, Person, Still, read_clips, read_stills
+from streampose.train.pack import Clip, Person, Still, check_filled, read_clips, read_stills
 from streampose.train.person_score import Scene, detect, score_scenes
 from streampose.train.recipe import PersonStage
 
@@ -298,7 +298,7 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
 
     Raises:
         ModelError: the checkpoint is missing, damaged or not a detector's.
-        UsageError: `data` has no validation pictures, or not the pack's layout.
+        UsageError: `data` has no validation pictures, nothing of a set that has a share, or not the pack's layout.
     """
     bundle = before is None and is_bundle(stage.weights)
     if bundle:
@@ -311,10 +311,14 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
     model.trunk.freeze(stage.frozen_stages)
     groups = []
     for name, share in stage.shares.items():
+        if not share:
+            continue
         if name == "clips":
-            groups.append((scenes_of_clips(read_clips(data, "train"), stage.clip_every), share))
+            scenes = scenes_of_clips(read_clips(data, "train"), stage.clip_every)
         else:
-            groups.append((scenes_of(read_stills(data, "train", [name])), share))
+            scenes = scenes_of(read_stills(data, "train", [name]))
+        check_filled(name, scenes, data)
+        groups.append((scenes, share))
     pictures = Mosaics(groups, stage.size, stage.mosaic, stage.loop.seed, stage.background)
     if bundle:
         frames = [normalise(torch.from_numpy(pictures[index]["picture"][None])) for index in range(SETTLING_SAMPLES)]

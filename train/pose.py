@@ -25,7 +25,7 @@ from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
 from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
-from streampose.train.pack import Still, read_clips, read_stills
+from streampose.train.pack import Still, check_filled, read_clips, read_stills
 from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, WindowStage
 from streampose.train.sheet import draw_sheet
 from streampose.train.steadiness import longer_offsets, tremble_loss, views
@@ -288,13 +288,20 @@ def training_groups(
     data: Path, shares: Mapping[str, float], offsets: Sequence[int], clip_every: int
 ) -> list[tuple[list[Subject], float]]:
     """The training split's subjects of the pack, by set, each with its share of the samples; `clips` is the set of all
-    clips."""
+    clips.
+
+    Raises:
+        UsageError: there is nothing of a set that has a share.
+    """
     groups = []
     for name, share in shares.items():
+        if not share:
+            continue
         if name == "clips":
             subjects = clip_subjects(read_clips(data, "train"), offsets, clip_every)
         else:
             subjects = still_subjects(read_stills(data, "train", [name]))
+        check_filled(name, subjects, data)
         groups.append((subjects, share))
     return groups
 

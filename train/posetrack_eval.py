@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from streampose.errors import OutputError, UsageError
 from streampose.people import PersonDetector
@@ -33,6 +31,7 @@ from streampose.train.posetrack_labels import (
 )
 from streampose.train.posetrack_score import require_heads, score_posetrack
 from streampose.train.predict import Place, PoseModel, Window, estimate_subjects
+from streampose.train.progress import tracked
 from streampose.train.submission import FramePoses, posetrack_submission
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def evaluate_model(
     root = find_root(images, gt, truth[0].frames[0].file_name)
     propose, where = _proposals(boxes, detector, truth)
     found = []
-    for sequence in _watched(truth):
+    for sequence in tracked(truth, "sequences"):
         poses = _estimate(sequence, root, model, propose, oks_nms)
         content = posetrack_submission(sequence, poses)
         if save_pred is not None:
@@ -180,9 +179,3 @@ def _write(path: Path, content: Any) -> None:
         path.write_bytes(msgspec.json.encode(content))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _watched(sequences: Sequence[PosetrackSequence]) -> Iterator[PosetrackSequence]:
-    """The sequences, with a progress bar on stderr if it is a terminal."""
-    console = Console(stderr=True)
-    yield from track(sequences, "sequences", console=console, transient=True, disable=not console.is_terminal)

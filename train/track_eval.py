@@ -15,6 +15,7 @@ from streampose.geometry import box_iou
 from streampose.train.bootstrap import draw, ends, ratios
 from streampose.train.pack import Clip, Person, Split, read_clips
 from streampose.train.person_score import share_inside
+from streampose.train.progress import tracked
 from streampose.types import PoseFrame
 
 try:
@@ -50,7 +51,7 @@ def evaluate_tracks(
     for clip in clips:
         source = str(data / "clips" / f"{clip.name}.mp4")
         frames = streampose.run(source, model=model, detector=detector, detect_every=detect_every)
-        scores.append(accumulate(clip.people, frames))
+        scores.append(accumulate(clip.people, tracked(frames, clip.name, len(clip.people))))
     return {"detect_every": detect_every} | summarise_tracks([clip.name for clip in clips], scores)
 
 

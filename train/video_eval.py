@@ -15,6 +15,7 @@ from streampose.train.augment import spoil
 from streampose.train.bootstrap import draw, ends, gain_interval, medians, share_interval
 from streampose.train.pack import Clip, Person, read_clips, read_stills
 from streampose.train.pose import human_subjects
+from streampose.train.progress import tracked
 from streampose.train.teachers import Thunder
 from streampose.train.temporal import smooth_track
 from streampose.train.windows import Subject, WindowSettings, clip_subjects, make_window
@@ -80,7 +81,7 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
     cases = [("clean", "", 0.0)] + [(f"{kind} {s:g}", kind, s) for kind, all_s in STRENGTHS.items() for s in all_s]
     hits: dict[str, list[tuple[int, ...]]] = {name: [] for name, _, _ in cases}
-    for index, subject in enumerate(subjects):
+    for index, subject in enumerate(tracked(subjects, "people")):
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         key, points = window["crops"][0], window["points"]
         supports = engine.encode(whole_pictures(window["crops"][1:]))
@@ -162,7 +163,7 @@ def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> di
         all; "joints", how many accelerations that is, and "tracks", of how many people's.
     """
     lengths: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
-    for clip in clips:
+    for clip in tracked(clips, "clips"):
         for people in _tracks(clip):
             slow = _slow(people)
             if not slow.any():

