@@ -23,7 +23,8 @@ import numpy as np
 from streampose.sources import Source, Status
 from streampose.types import Frame
 
-WAIT_S = 15.0
+WAIT_S = 60.0
+"""A bound against hanging, of every wait here: no claim about speed."""
 GST_PYTHON = "/usr/bin/python3"
 _SERVE = "from server_demo import main; main()"
 _GST = Path(__file__).parent / "gst_server.py"
@@ -39,11 +40,17 @@ def wait_for(what: Callable[[], object], timeout_s: float = WAIT_S, step_s: floa
     return time.monotonic() - began
 
 
+_RESERVED: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens at, and that nobody gets who asks for any: only who asks for it by its number, as
+    the servers here do, with SO_REUSEADDR. It is kept for as long as this process lives."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _RESERVED.append(kept)
+    return int(kept.getsockname()[1])
 
 
 def answers(port: int) -> bool:
@@ -104,14 +111,14 @@ class Viewer:
             if not self.states or self.states[-1] is not status:
                 self.states.append(status)
 
-    def wait_for(self, status: Status, timeout_s: float = 10.0) -> float:
+    def wait_for(self, status: Status, timeout_s: float = WAIT_S) -> float:
         return wait_for(lambda: self.source.status is status, timeout_s)
 
-    def wait_for_frames(self, count: int, timeout_s: float = 10.0) -> float:
+    def wait_for_frames(self, count: int, timeout_s: float = WAIT_S) -> float:
         goal = len(self.frames) + count
         return wait_for(lambda: len(self.frames) >= goal, timeout_s)
 
-    def wait_for_epoch(self, epoch: int, timeout_s: float = 10.0) -> float:
+    def wait_for_epoch(self, epoch: int, timeout_s: float = WAIT_S) -> float:
         return wait_for(lambda: bool(self.frames) and self.frames[-1].epoch >= epoch, timeout_s)
 
 

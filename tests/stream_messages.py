@@ -9,7 +9,8 @@ import numpy as np
 
 from streampose.types import Pose, PoseFrame
 
-WAIT_S = 10
+WAIT_S = 60
+"""A bound against hanging, of every wait here: no claim about speed."""
 
 
 def make_frame(index=0, source="cam", people=1, **fields):
