@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import shutil
 import signal
@@ -91,6 +90,7 @@ class Viewer:
     def __enter__(self) -> Viewer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look)
+        self.states.append(self.source.status)
         self.source.__enter__()
         self._thread.start()
         return self
@@ -108,11 +108,12 @@ class Viewer:
                 self.frames.append(frame)
                 self.ages_s.append((time.monotonic_ns() - frame.captured_ns) / 1e9)
             status = self.source.status
-            if not self.states or self.states[-1] is not status:
+            if self.states[-1] is not status:
                 self.states.append(status)
 
     def wait_for(self, status: Status, timeout_s: float = WAIT_S) -> float:
-        return wait_for(lambda: self.source.status is status, timeout_s)
+        """Wait until a state that lasts is seen, and is the last one in `states`."""
+        return wait_for(lambda: self.states[-1] is status, timeout_s)
 
     def wait_for_frames(self, count: int, timeout_s: float = WAIT_S) -> float:
         goal = len(self.frames) + count
@@ -145,12 +146,15 @@ class Server:
         self._process.wait()
 
     def freeze(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self.tell(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        self.tell(signal.SIGCONT)
+
+    def tell(self, what: signal.Signals) -> None:
+        """Send the program a signal."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+        self._process.send_signal(what)
 
     def __enter__(self) -> Server:
         self.start()
