@@ -63,7 +63,7 @@ class Search:
         self._done = source is None
 
     def look(self, *, connected: bool, found: bool) -> None:
-        """Notice how it is now; once in its life it asks the publisher, and waits for the answer.
+        """Notice how it is now; once in its life it asks the publisher, and waits for its answer.
 
         Args:
             connected: with a publisher.
@@ -75,11 +75,15 @@ class Search:
             return
         self._since_s = self._since_s or time.monotonic()
         if time.monotonic() - self._since_s > _PATIENCE_S:
-            self._done = True
-            self._tell(list_sources(self._endpoint, self._key, self._stop))
+            sources = list_sources(self._endpoint, self._key, self._stop)
+            if sources is None:
+                self._since_s = None
+            else:
+                self._done = True
+                self._tell(sources)
 
-    def _tell(self, sources: list[str] | None) -> None:
-        if sources is None or self._source in sources or self._stop.is_set():
+    def _tell(self, sources: list[str]) -> None:
+        if self._source in sources:
             return
         more = f" and {len(sources) - _SHOWN} more" if len(sources) > _SHOWN else ""
         others = f", but {', '.join(sources[:_SHOWN])}{more}" if sources else " and no other"

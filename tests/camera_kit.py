@@ -22,6 +22,9 @@ import numpy as np
 from streampose.sources import Source, Status
 from streampose.types import Frame
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ports import free_port
+
 WAIT_S = 60.0
 """A bound against hanging, of every wait here: no claim about speed."""
 GST_PYTHON = "/usr/bin/python3"
@@ -37,19 +40,6 @@ def wait_for(what: Callable[[], object], timeout_s: float = WAIT_S, step_s: floa
         assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s"
         pause.wait(step_s)
     return time.monotonic() - began
-
-
-_RESERVED: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A port that nothing listens at, and that nobody gets who asks for any: only who asks for it by its number, as
-    the servers here do, with SO_REUSEADDR. It is kept for as long as this process lives."""
-    kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    kept.bind(("127.0.0.1", 0))
-    _RESERVED.append(kept)
-    return int(kept.getsockname()[1])
 
 
 def answers(port: int) -> bool:

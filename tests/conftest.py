@@ -48,6 +48,8 @@ def patient_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"streampose.sources.rtsp.{limit}", PATIENCE_S)
     for limit in ("DRAIN_S", "_LEAVE_S"):
         monkeypatch.setattr(f"streampose.pipeline.{limit}", PATIENCE_S)
+    for limit in ("_ANSWER_S", "_REQUEST_S"):
+        monkeypatch.setattr(f"streampose.control.{limit}", PATIENCE_S)
 
 
 @pytest.fixture
@@ -63,8 +65,17 @@ def patient_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"streampose.{module}.SILENT_S", PATIENCE_S)
     monkeypatch.setattr("streampose.relay.UNTOLD_S", PATIENCE_S)
     monkeypatch.setattr("streampose.inlet._PONG_MS", int(1000 * PATIENCE_S))
-    monkeypatch.setattr("streampose.inlet._PROBE_S", 10.0)
     monkeypatch.setattr("streampose.outlet._HANDSHAKE_MS", int(1000 * PATIENCE_S))
+
+
+WALKER = "lavfi:color=black:size=160x120:rate={},drawbox=x=20:y=30:w=20:h=50:color=white:t=fill"
+"""Somebody white over a dark ground, for ever, at so many pictures a second."""
+
+
+@pytest.fixture
+def endless() -> Callable[[int], str]:
+    """endless(fps) -> the URI of pictures of one person that never end."""
+    return WALKER.format
 
 
 MakeVideo = Callable[..., Path]

@@ -24,7 +24,8 @@ from streampose.sources.reader import DisconnectedError, Picture
 from streampose.types import PoseFrame
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import WAIT_S, Server, file_server, free_port, make_clip, wait_for
+from camera_kit import WAIT_S, Server, file_server, make_clip, wait_for
+from ports import free_port
 
 pytestmark = pytest.mark.usefixtures("patient_cameras")
 ENDING = {name: getattr(streampose.pipeline, name) for name in ("DRAIN_S", "_LEAVE_S")}

@@ -26,7 +26,8 @@ from streampose.sources.video import open_video
 from streampose.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import Gate, Server, Viewer, file_server, free_port, gst_server, has_gst, make_clip, wait_for
+from camera_kit import Gate, Server, Viewer, file_server, gst_server, has_gst, make_clip, wait_for
+from ports import free_port
 
 pytestmark = pytest.mark.usefixtures("patient_cameras")
 needs_gst = pytest.mark.skipif(not has_gst(), reason="GStreamer's RTSP server is not installed")
@@ -52,6 +53,7 @@ def watch(url: str, **asked: object) -> Viewer:
 def be_strict(monkeypatch, stalled_s: float = 1.0, silent_s: float = 2.0) -> None:
     """Call a camera stalled and gone as early as the product does; then so does a machine that sleeps meanwhile."""
     monkeypatch.setattr("streampose.sources.pace.STALLED_S", stalled_s)
+    monkeypatch.setattr(rtsp, "OPEN_S", 5.0)
     monkeypatch.setattr(rtsp, "SILENT_S", silent_s)
     monkeypatch.setattr(rtsp, "UNDECODED_S", 5.0)
     monkeypatch.setattr(rtsp, "UNTIMELY_S", 8.0)
@@ -260,12 +262,14 @@ def test_noise_instead_of_a_stream_never_shows_a_frame(server: Server, monkeypat
     be_strict(monkeypatch)
     with Gate(server.port) as gate, watch(f"rtsp://127.0.0.1:{gate.port}/clip.mp4?play_count=0") as view:
         view.wait_for_frames(20)
+        monkeypatch.setattr(rtsp, "OPEN_S", 1.0)
         gate.spoil = lambda data: os.urandom(len(data))
         view.wait_for(Status.OFFLINE)
         reconnects, connections = view.source.reconnects, gate.connections
         wait_for(lambda: gate.connections >= connections + 2)
         assert view.source.reconnects == reconnects, "none of them brought a picture"
         gate.spoil = None
+        monkeypatch.setattr(rtsp, "OPEN_S", 5.0)
         view.wait_for_frames(10)
 
 
