@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from camera_kit import file_server, make_clip
 from ports import free_port
 
-
 pytestmark = pytest.mark.usefixtures("patient_cameras")
 
 

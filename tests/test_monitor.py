@@ -22,7 +22,6 @@ from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 from streampose.ticker import STUCK_S
 
-
 WAIT_S = 60
 pytestmark = pytest.mark.usefixtures("patient_cameras")
 

@@ -22,7 +22,6 @@ from streampose.view.hub import Hub
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import wait_until
 
-
 pytestmark = pytest.mark.usefixtures("patient_cameras", "patient_stream")
 
 

@@ -24,7 +24,6 @@ from streampose.types import PoseFrame
 sys.path.insert(0, str(Path(__file__).parent))
 from camera_kit import wait_for
 
-
 pytestmark = pytest.mark.usefixtures("patient_cameras")
 
 

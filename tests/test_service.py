@@ -72,8 +72,8 @@ class Program:
 
 def control(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "streampose", "cameras", *map(str, args)], capture_output=True, text=True, timeout=2 * WAIT_S,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)}, check=False,
+        [sys.executable, "-m", "streampose", "cameras", *map(str, args)], capture_output=True, text=True,
+        timeout=2 * WAIT_S, env={**os.environ, "XDG_RUNTIME_DIR": str(folder)}, check=False,
     )  # fmt: skip
 
 
