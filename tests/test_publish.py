@@ -19,6 +19,7 @@ from streampose.audience import TOPICS_LIMIT
 from streampose.errors import OutputError, UsageError
 from streampose.messages import SOURCES_LIMIT
 from streampose.outlet import QUEUE_LIMIT, Outlet
+from streampose.peer import Peer
 from streampose.publish import Publisher
 from streampose.subscribe import Subscriber
 from streampose.wire import Hello, PoseMessage, decode, encode_pose
@@ -330,6 +331,21 @@ def test_what_a_flood_leaves_behind_is_not_charged_to_those_who_join(publisher, 
     disconnected, most = map(int, done.stdout.split())
     assert (disconnected, most) in [(0, 0), (1, 1)]  # whoever has the descriptor begins again, once
     assert caplog.text.count("cut off") == 1
+
+
+def test_who_was_not_heard_begins_again_though_nobody_sends_anything_more(publisher, raw):
+    """A descriptor is still noted as an ended connection's, and the newcomer that has it has said all it will say."""
+    stream = raw(zmq.SUB)
+    again = stream.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    stream.connect(publisher.endpoint)
+    stream.subscribe(b"heartbeat")
+    assert stream.recv_multipart()[0] == b"heartbeat"
+    wait_until(lambda: audience(publisher))
+    ((peer, _),) = audience(publisher)
+    publisher._outlet._audience._ended[peer.fd] = Peer(peer.fd, "another's")
+    assert again.poll(WAIT_S * 1000)
+    wait_until(lambda: not publisher._outlet._audience._ended)
+    stream.disable_monitor()
 
 
 def test_a_source_is_forgotten_even_where_the_queue_overflows(publisher, monkeypatch):

@@ -238,7 +238,7 @@ def test_a_listener_says_what_it_is_connected_to(fake, caplog, monkeypatch):
     thread.start()
     greet()
     try:
-        wait_until(lambda: streams[0].connected)
+        wait_until(lambda: streams and streams[0].connected)
         monkeypatch.setattr("streampose.listener._WAITING_S", 0)
         wait_until(lambda: "waiting for a publisher" in caplog.text)
     finally:
