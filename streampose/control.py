@@ -28,7 +28,7 @@ _KINDS: dict[int, type[StreamposeError]] = {
     kind.exit_code: kind for kind in (UsageError, SourceError, ModelError, OutputError)
 }
 _LOOK_S = 0.1
-_REQUEST_S = 0.5
+_REQUEST_S = 5.0
 _LEAVE_S = 0.5
 
 log = logging.getLogger(__name__)

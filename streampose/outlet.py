@@ -253,13 +253,16 @@ class Outlet:
         return poller
 
     def _look(self) -> None:
-        """Cut off those whose keys have been revoked, and forget those who are gone."""
+        """Cut off those whose keys have been revoked, and forget those who are gone or were ended."""
         if self._gate is not None:
             self._gate.refresh()
             for peer, connection in self._audience:
                 if gone := [key for key in connection.keys if not self._gate.allows(key)]:
                     whose = "its key" if len(connection.keys) == 1 else "a key that came by its descriptor,"
                     self._cut_off(peer, f"{whose} {gone[0]} was revoked", revoked=True)
+        if not self._owed and not self._socket.poll(0):  # `_take_requests` may have run out of time before that
+            self._out_of_step = False
+            self._audience.settle(self._port)
         self._audience.sweep()
         self._tell_looks()
 

@@ -8,31 +8,40 @@ import time
 
 from streampose.inlet import Inlet
 from streampose.keys import SubscriberKey
-from streampose.messages import SOURCES_LIMIT, Hello, Status
+from streampose.messages import SOURCES_LIMIT, Heartbeat, Hello, Status
 from streampose.wire import MessageError, decode
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 1.0
-_ANSWER_S = 0.5
+_ANSWER_S = 5.0
+_LOOK_S = 0.02
 _SHOWN = 20
 
 
-def list_sources(endpoint: str, key: SubscriberKey | None, stop: threading.Event) -> list[str]:
-    """The sources that a publisher tells a new subscriber of; takes half a second, or until `stop` is set."""
+def list_sources(endpoint: str, key: SubscriberKey | None, stop: threading.Event) -> list[str] | None:
+    """The sources that a publisher tells a new subscriber of; None where it has not done so within some seconds, or
+    before `stop` was set."""
     sources: set[str] = set()
+    answered = threading.Event()
 
     def put(parts: list[bytes]) -> None:
         try:
             message = decode(parts)
         except MessageError:
             return  # whoever receives its frames tells of it
-        if isinstance(message, Hello | Status) and len(sources) < SOURCES_LIMIT:
+        if isinstance(message, Heartbeat):
+            answered.set()
+        elif isinstance(message, Hello | Status) and len(sources) < SOURCES_LIMIT:
             sources.add(message.source)
 
-    with Inlet(endpoint, key=key, topics=(b"hello.", b"status."), put=put):
-        stop.wait(_ANSWER_S)
-    return sorted(sources)
+    topics = (b"hello.", b"status.")
+    until_s = time.monotonic() + _ANSWER_S
+    with Inlet(endpoint, key=key, topics=topics, put=put) as inlet:
+        while not answered.wait(_LOOK_S) and not stop.is_set() and time.monotonic() < until_s:
+            if inlet.connected:
+                inlet.ask((*topics, b"heartbeat"))  # asked for last, it is sent last
+    return sorted(sources) if answered.is_set() else None
 
 
 class Search:
@@ -54,7 +63,7 @@ class Search:
         self._done = source is None
 
     def look(self, *, connected: bool, found: bool) -> None:
-        """Notice how it is now; once in its life it takes half a second.
+        """Notice how it is now; once in its life it asks the publisher, and waits for its answer.
 
         Args:
             connected: with a publisher.
@@ -66,11 +75,15 @@ class Search:
             return
         self._since_s = self._since_s or time.monotonic()
         if time.monotonic() - self._since_s > _PATIENCE_S:
-            self._done = True
-            self._tell(list_sources(self._endpoint, self._key, self._stop))
+            sources = list_sources(self._endpoint, self._key, self._stop)
+            if sources is None:
+                self._since_s = None
+            else:
+                self._done = True
+                self._tell(sources)
 
     def _tell(self, sources: list[str]) -> None:
-        if self._source in sources or self._stop.is_set():
+        if self._source in sources:
             return
         more = f" and {len(sources) - _SHOWN} more" if len(sources) > _SHOWN else ""
         others = f", but {', '.join(sources[:_SHOWN])}{more}" if sources else " and no other"

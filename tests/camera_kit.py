@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import shutil
 import signal
@@ -23,7 +22,11 @@ import numpy as np
 from streampose.sources import Source, Status
 from streampose.types import Frame
 
-WAIT_S = 15.0
+sys.path.insert(0, str(Path(__file__).parent))
+from ports import free_port
+
+WAIT_S = 60.0
+"""A bound against hanging, of every wait here: no claim about speed."""
 GST_PYTHON = "/usr/bin/python3"
 _SERVE = "from server_demo import main; main()"
 _GST = Path(__file__).parent / "gst_server.py"
@@ -37,13 +40,6 @@ def wait_for(what: Callable[[], object], timeout_s: float = WAIT_S, step_s: floa
         assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s"
         pause.wait(step_s)
     return time.monotonic() - began
-
-
-def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:
@@ -84,6 +80,7 @@ class Viewer:
     def __enter__(self) -> Viewer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look)
+        self.states.append(self.source.status)
         self.source.__enter__()
         self._thread.start()
         return self
@@ -101,17 +98,18 @@ class Viewer:
                 self.frames.append(frame)
                 self.ages_s.append((time.monotonic_ns() - frame.captured_ns) / 1e9)
             status = self.source.status
-            if not self.states or self.states[-1] is not status:
+            if self.states[-1] is not status:
                 self.states.append(status)
 
-    def wait_for(self, status: Status, timeout_s: float = 10.0) -> float:
-        return wait_for(lambda: self.source.status is status, timeout_s)
+    def wait_for(self, status: Status, timeout_s: float = WAIT_S) -> float:
+        """Wait until a state that lasts is seen, and is the last one in `states`."""
+        return wait_for(lambda: self.states[-1] is status, timeout_s)
 
-    def wait_for_frames(self, count: int, timeout_s: float = 10.0) -> float:
+    def wait_for_frames(self, count: int, timeout_s: float = WAIT_S) -> float:
         goal = len(self.frames) + count
         return wait_for(lambda: len(self.frames) >= goal, timeout_s)
 
-    def wait_for_epoch(self, epoch: int, timeout_s: float = 10.0) -> float:
+    def wait_for_epoch(self, epoch: int, timeout_s: float = WAIT_S) -> float:
         return wait_for(lambda: bool(self.frames) and self.frames[-1].epoch >= epoch, timeout_s)
 
 
@@ -138,12 +136,15 @@ class Server:
         self._process.wait()
 
     def freeze(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self.tell(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        self.tell(signal.SIGCONT)
+
+    def tell(self, what: signal.Signals) -> None:
+        """Send the program a signal."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+        self._process.send_signal(what)
 
     def __enter__(self) -> Server:
         self.start()

@@ -31,6 +31,53 @@ def _no_engines_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkey
     monkeypatch.setenv("STREAMPOSE_ENGINES", str(tmp_path_factory.getbasetemp() / "no-engines"))
 
 
+PATIENCE_S = 120.0
+"""Longer than any test waits."""
+
+
+@pytest.fixture
+def patient_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that this machine does for long looks like an outage of a camera.
+
+    The product's own limits are tested with clocks of their own (test_pace.py), and by the tests that set one.
+    """
+    monkeypatch.setattr("streampose.sources.pace.STALLED_S", PATIENCE_S)
+    monkeypatch.setattr("streampose.sources.source.STALLED_S", PATIENCE_S)
+    monkeypatch.setattr("streampose.sources.source.JOIN_S", PATIENCE_S)
+    for limit in ("OPEN_S", "SILENT_S", "LONGEST_SILENT_S", "UNDECODED_S", "KEYLESS_S", "UNTIMELY_S"):
+        monkeypatch.setattr(f"streampose.sources.rtsp.{limit}", PATIENCE_S)
+    for limit in ("DRAIN_S", "_LEAVE_S"):
+        monkeypatch.setattr(f"streampose.pipeline.{limit}", PATIENCE_S)
+    for limit in ("_ANSWER_S", "_REQUEST_S"):
+        monkeypatch.setattr(f"streampose.control.{limit}", PATIENCE_S)
+
+
+@pytest.fixture
+def patient_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that this machine does for long looks like a publisher that is gone, or none; see `patient_cameras`."""
+    from streampose.subscribe import Subscriber
+    from streampose.subscribe_async import AsyncSubscriber
+
+    for reader in (Subscriber, AsyncSubscriber):
+        defaults = reader.__init__.__kwdefaults__ | {"connect_s": PATIENCE_S}  # type: ignore[misc]
+        monkeypatch.setattr(reader.__init__, "__kwdefaults__", defaults)  # type: ignore[misc]
+    for module in ("listener", "relay", "view.hub"):
+        monkeypatch.setattr(f"streampose.{module}.SILENT_S", PATIENCE_S)
+    monkeypatch.setattr("streampose.relay.UNTOLD_S", PATIENCE_S)
+    monkeypatch.setattr("streampose.inlet._PONG_MS", int(1000 * PATIENCE_S))
+    monkeypatch.setattr("streampose.outlet._HANDSHAKE_MS", int(1000 * PATIENCE_S))
+
+
+WALKER = "lavfi:color=black:size=160x120:rate={},drawbox=x=20:y=30:w=20:h=50:color=white:t=fill"
+"""Somebody white over a dark ground, for ever, at so many pictures a second."""
+
+
+@pytest.fixture
+def endless() -> Callable[[int], str]:
+    """endless(fps) -> the URI of pictures of one person that never end."""
+    return WALKER.format
+
+
 MakeVideo = Callable[..., Path]
 MakeImages = Callable[..., Path]
 

@@ -1,9 +1,10 @@
 """A GStreamer RTSP server at /cam: `gst_server.py PORT plain|password|sizes`; run with the system's Python.
 
 plain: a ball, 320x240, 30 fps, a key frame a second. password: the same for user "u" with password "p w:1" alone.
-sizes: 320x240, after two seconds 160x120.
+sizes: 320x240, after SIGUSR1 160x120.
 """
 
+import signal
 import sys
 
 import gi
@@ -27,7 +28,7 @@ def main() -> None:
     factory.set_shared(mode != "sizes")
     factory.set_launch(f"( {BALL} caps={CAPS} ! {ENCODE} )")
     if mode == "sizes":
-        factory.connect("media-configure", lambda _, media: GLib.timeout_add(2000, shrink, media))
+        factory.connect("media-configure", lambda _, media: GLib.unix_signal_add(0, signal.SIGUSR1, shrink, media))
     if mode == "password":
         protect(server, factory)
     server.get_mount_points().add_factory("/cam", factory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import re
 import socket
@@ -28,8 +29,11 @@ _SDP = (
 )
 
 
-def encode(size: tuple[int, int] = (120, 160), gop: int = FPS, b_frames: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(presentation number, H.264 of one picture), for ever, in the order of decoding."""
+def encode(
+    size: tuple[int, int] = (120, 160), gop: int = FPS, b_frames: int = 0, noise: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    """(presentation number, H.264 of one picture), for ever, in the order of decoding; `noise` makes them large."""
+    grain = np.random.default_rng(3)
     codec = av.CodecContext.create("libx264", "w")
     codec.height, codec.width = size
     codec.pix_fmt = "yuv420p"
@@ -39,6 +43,8 @@ def encode(size: tuple[int, int] = (120, 160), gop: int = FPS, b_frames: int = 0
     for index in itertools.count():
         image = np.full((*size, 3), 16, np.uint8)
         image[30:80, 10 + 2 * index % (size[1] - 40) :][:, :20] = 235
+        if noise:
+            image[::2] = grain.integers(0, 255, image[::2].shape)
         frame = av.VideoFrame.from_ndarray(image, format="bgr24")
         frame.pts, frame.time_base = index, Fraction(1, FPS)
         for packet in codec.encode(frame):
@@ -60,8 +66,8 @@ class Wire:
         """Wait until so many seconds after the beginning."""
         self.closed.wait(max(0.0, self.began_s + second - time.monotonic()))
 
-    def send(self, data: bytes, ticks: int) -> None:
-        """One picture in RTP packets, to be shown at so many ticks of 90 kHz."""
+    def send(self, data: bytes, ticks: int, share: float = 1.0) -> None:
+        """One picture in RTP packets, to be shown at so many ticks of 90 kHz; or only the first part of it."""
         units = [unit.rstrip(b"\0") for unit in data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]]
         for unit in units:
             last = unit is units[-1]
@@ -69,7 +75,7 @@ class Wire:
                 self._packet(unit, ticks, last)
                 continue
             parts = [unit[i : i + _CHUNK] for i in range(1, len(unit), _CHUNK)]
-            for number, part in enumerate(parts):
+            for number, part in enumerate(parts[: math.ceil(share * len(parts))]):
                 end = number == len(parts) - 1
                 flags = (0x80 if not number else 0) | (0x40 if end else 0) | (unit[0] & 31)
                 self._packet(bytes([unit[0] & 0xE0 | 28, flags]) + part, ticks, last and end)

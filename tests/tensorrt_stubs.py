@@ -44,7 +44,7 @@ def build(folder: Path) -> dict[str, str]:
         command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-D{name}", str(SOURCE), "-o", str(folder / library)]
         command += [f"-Wl,-soname,{library}", "-Wl,--no-as-needed,-rpath,$ORIGIN"]
         command += [f"-L{folder}", "-l:libnvinfer_lean.so.11"] if name == "NVINFER" else []
-        subprocess.run(command, check=True, timeout=120)
+        subprocess.run(command, check=True, timeout=300)
     package = folder / "tensorrt"
     (package / "plugin").mkdir(parents=True)
     version = "from tensorrt_bindings import __version__\n"

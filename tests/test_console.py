@@ -2,7 +2,7 @@
 
 import io
 import logging
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +119,7 @@ def test_the_summary_as_json():
     )
 
 
-def test_a_received_frame_as_a_line():
-    line = frame_line(make_frame(time.monotonic_ns()))
-    assert line.startswith("cam          frame       7   1 people       0 ms    0 missed  #4 0.50 at 1,2")
+def test_a_received_frame_as_a_line(monkeypatch):
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic_ns=lambda: 70_000_000))
+    line = frame_line(make_frame(30_000_000))
+    assert line.startswith("cam          frame       7   1 people      40 ms    0 missed  #4 0.50 at 1,2")

@@ -21,8 +21,9 @@ from streampose.settings import Settings
 from streampose.sources import Camera, open_sources
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import wait_for
+from camera_kit import WAIT_S, wait_for
 
+pytestmark = pytest.mark.usefixtures("patient_cameras")
 WRITERS: list[int] = []
 TESTSRC = "lavfi:testsrc2=size=160x120:rate=30"
 
@@ -41,10 +42,10 @@ def pipeline(engine, detector) -> Iterator[Pipeline]:
 
     thread = threading.Thread(target=iterate)
     thread.start()
-    assert began.wait(10)
+    assert began.wait(WAIT_S)
     yield made
     made.stop()
-    thread.join(10)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
 
 
@@ -78,17 +79,13 @@ def opened_for_reading(pipe: Path) -> bool:
 
 
 def until(path: Path, wanted: list[str]) -> None:
-    pause = threading.Event()
-    for _ in range(500):
-        if names(path) == wanted:
-            return
-        pause.wait(0.01)
-    raise AssertionError(f"{names(path)} instead of {wanted}")
+    wait_for(lambda: names(path) == wanted)
 
 
 def test_cameras_are_added_listed_and_removed(path: Path) -> None:
     assert ask(path, Request(do="add", camera=Camera(uri=TESTSRC, name="two"))).name == "two"
     until(path, ["one", "two"])
+    wait_for(lambda: ask(path, Request(do="list")).cameras[0].state == "online")
     first, _ = ask(path, Request(do="list")).cameras
     assert (first.state, first.uri, first.error) == ("online", "lavfi:testsrc2=size=160x120:rate=30", None)
     assert first.age_s is not None
@@ -198,8 +195,9 @@ def test_a_source_that_hangs_while_it_is_opened_holds_up_nobody(pipe: Path, tmp_
     pipeline.stop()
     leaving = threading.Thread(target=server.__exit__, daemon=True)
     leaving.start()
-    leaving.join(5)
+    leaving.join(WAIT_S)
     assert not leaving.is_alive()
+    assert asking.is_alive(), "what hangs was left behind"
 
 
 def test_a_second_run_cannot_take_the_socket_but_a_dead_ones_is_replaced(path: Path, pipeline: Pipeline) -> None:

@@ -24,8 +24,19 @@ from stream_messages import Talk, make_frame
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NODE = EXAMPLES / "node"
-WAIT_S = 60
+WAIT_S = 120
 
+PATIENT = """
+import runpy, sys
+from streampose.subscribe_async import AsyncSubscriber
+AsyncSubscriber.__init__.__kwdefaults__["connect_s"] = 120
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs an example as it is, but for how long a connection on this machine may take."""
+PYTHON = [sys.executable, "-c", PATIENT, str(EXAMPLES / "python" / "subscriber.py")]
+
+pytestmark = pytest.mark.usefixtures("patient_stream")
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE / "node_modules" / "zeromq").exists(),
     reason="needs node, and npm install in examples/node",
@@ -208,7 +219,7 @@ def test_python(publisher, tmp_path):
     frame = make_frame(0, "stage")
     frame.people[0].keypoints[9, 1] = -50
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(EXAMPLES / "python" / "subscriber.py"), publisher.endpoint]
+    command = [*PYTHON, publisher.endpoint]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, cwd=tmp_path) as process:
         publisher.publish(frame)
         assert process.stdout.readline() == "stage frame 0: 1 raises left_wrist\n"
@@ -246,7 +257,13 @@ def test_python_skips_what_is_no_message_and_what_it_cannot_read(tmp_path):
         sender.linger = 0
         sender.rcvtimeo = 1000 * WAIT_S
         sender.bind("tcp://127.0.0.1:*")
-        command = [sys.executable, str(EXAMPLES / "python" / "subscriber.py"), sender.last_endpoint.decode()]
+        command = [
+            sys.executable,
+            "-c",
+            PATIENT,
+            str(EXAMPLES / "python" / "subscriber.py"),
+            sender.last_endpoint.decode(),
+        ]
         with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment, cwd=tmp_path) as process:
             while sender.recv() != b"\x01status.":
                 pass

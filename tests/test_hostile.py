@@ -28,6 +28,8 @@ from test_wire import make_messages, mutate
 
 COUNT = 3000
 
+pytestmark = pytest.mark.usefixtures("patient_stream")
+
 
 @pytest.fixture
 def fake():

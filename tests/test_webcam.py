@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +16,11 @@ from streampose.errors import SourceError, UsageError
 from streampose.ring import Drop
 from streampose.sources import Source, Status
 from streampose.sources.webcam import Webcam, WebcamOptions, parse_webcam
+
+sys.path.insert(0, str(Path(__file__).parent))
+from camera_kit import WAIT_S, wait_for
+
+pytestmark = pytest.mark.usefixtures("patient_cameras")
 
 
 class Driver:
@@ -67,19 +74,10 @@ def make_source(driver: Driver, options: WebcamOptions | None = None) -> Source:
     return Source("webcam0", camera.name, connect=camera.connect, live=True)
 
 
-def wait_for(what) -> None:
-    pause = threading.Event()
-    for _ in range(1500):
-        if what():
-            return
-        pause.wait(0.01)
-    raise AssertionError("not within 15 s")
-
-
 def test_unplugged_is_offline_and_plugged_in_again_is_a_new_epoch() -> None:
     driver = Driver()
     with make_source(driver) as source:
-        first = source.read(5)
+        first = source.read(WAIT_S)
         assert first is not None
         assert (first.epoch, source.status) == (0, Status.ONLINE)
         driver.plugged.clear()
@@ -89,7 +87,7 @@ def test_unplugged_is_offline_and_plugged_in_again_is_a_new_epoch() -> None:
         wait_for(lambda: driver.opened >= 3)
         driver.plugged.set()
         wait_for(lambda: source.status is Status.ONLINE)
-        again = source.read(5)
+        again = source.read(WAIT_S)
     assert again is not None
     assert again.epoch == 1
     assert again.index > first.index
@@ -101,7 +99,7 @@ def test_single_bad_pictures_are_no_unplugging() -> None:
     driver.bad = iter([False, True, True, False] * 10)
     with make_source(driver) as source:
         for _ in range(15):
-            assert source.read(5) is not None
+            assert source.read(WAIT_S) is not None
     assert (driver.opened, source.reconnects) == (1, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class StripeTask:
 
     loss_weights = {"column": 1.0, "auxiliary": 0.3, "watched": 0.0}  # noqa: RUF012
 
-    def __init__(self, dropout: float = 0.2, poison_at: int | None = None) -> None:
+    def __init__(self, dropout: float = 0.2, poison_at: int | None = None, hold_at: int | None = None) -> None:
         torch.manual_seed(4)
         self.model = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(4, 1, (8, 1))
@@ -48,6 +49,7 @@ class StripeTask:
         self.dataset = Stripes()
         self.epoch_samples = 80
         self.poison_at = poison_at
+        self.hold_at = hold_at
         self.steps = 0
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -58,6 +60,8 @@ class StripeTask:
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         self.steps += 1
+        if self.steps == self.hold_at:
+            threading.Event().wait()  # to be killed, if it was not before
         features = self.model[:4](batch["picture"])
         column, auxiliary = (self._loss(head(features), batch) for head in (self.model[4], self.auxiliary))
         watched = column.detach() * 2
@@ -87,7 +91,8 @@ def main() -> None:
     out, *changes = sys.argv[1:]
     values = {key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)}
     dropout, resume = float(values.pop("dropout", 0.2)), bool(values.pop("resume", False))
-    model = fit(StripeTask(dropout), LoopSettings(**(SETTINGS | values)), Path(out), resume)
+    task = StripeTask(dropout, hold_at=values.pop("hold_at", None))
+    model = fit(task, LoopSettings(**(SETTINGS | values)), Path(out), resume)
     if not torch.distributed.is_available() or int(__import__("os").environ.get("RANK", "0")) == 0:
         torch.save(model.state_dict(), Path(out) / "final.pt")
 
