@@ -52,7 +52,7 @@ def evaluate_crossings(
     Raises:
         UsageError: the pack has no such clip. ModelError: see `streampose.run`.
     """
-    alone = read_crossings(data, pairs[0], pictures=False)
+    alone = read_crossings(data, pairs[0])
     figures = {"detect_every": detect_every, "alone": _summarise(alone, [_alone(c, detect_every) for c in alone])}
     whole = read_crossings(data, pairs[1]) if pairs[1] else []
     if whole:
@@ -84,7 +84,7 @@ def _alone(crossing: Crossing, detect_every: int) -> Any:
 
 
 def follow(crossing: Crossing, tracker: Tracker, detect_every: int, seed: int = 0) -> Iterator[PoseFrame]:
-    """What a tracker makes of a sequence without looking at it: detections and poses are made from the labels."""
+    """What a tracker makes of a sequence whose detections and poses are made from the labels."""
     rng = np.random.default_rng(seed)
     since = detect_every
     for index in range(len(crossing)):
@@ -93,7 +93,7 @@ def follow(crossing: Crossing, tracker: Tracker, detect_every: int, seed: int = 
         detections = None
         if since >= detect_every or tracker.undecided:
             detections, since = detect(people, visible, rng), 0
-        tracks = tracker.advance(pts_s, SIZE, detections)
+        tracks = tracker.advance(pts_s, SIZE, detections, crossing.image(index))
         poses = [estimate(track.crop_box, people, visible, rng) for track in tracks]
         yield _frame(crossing.name, index, tracker.settle(pts_s, tracks, poses))
 
