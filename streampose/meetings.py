@@ -103,7 +103,7 @@ class Meetings:
                 for one, other in ((first, second), (second, first))
                 if one.key in looks and one.look is not None and other.look is not None
             ]
-            if abs(sum(gains)) <= MARGIN or len(gains) < 2:
+            if abs(sum(gains)) <= MARGIN or len(gains) < 2 or (sum(gains) < 0 < max(gains)):
                 continue
             if sum(gains) < 0:
                 exchanged.append((first, second))

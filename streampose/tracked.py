@@ -8,6 +8,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from streampose.boxes import centre, shifted
+from streampose.geometry import transform
+
 
 class Life(Enum):
     TENTATIVE = "seen once, not sure"
@@ -48,3 +51,12 @@ class Tracked:
         moved = self.keypoints.copy()
         moved[:, :2] += self.velocity * np.float32(pts_s - self.pose_s)
         return moved
+
+    def carry(self, affine: NDArray[np.float32]) -> None:
+        """Move what is known of places along with the background, by (2, 3) from pixels of the frame before."""
+        for name in ("box", "ghost"):
+            box = getattr(self, name)
+            middle = centre(box)[None]
+            setattr(self, name, shifted(box, (transform(middle, affine) - middle)[0]))
+        if self.keypoints is not None:
+            self.keypoints = np.column_stack([transform(self.keypoints[:, :2], affine), self.keypoints[:, 2]])

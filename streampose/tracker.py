@@ -17,6 +17,7 @@ from streampose.boxes import (
     visible_share,
     widened,
 )
+from streampose.camera_motion import CameraMotion
 from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
 from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
@@ -25,6 +26,8 @@ from streampose.skeleton import COCO17, Skeleton
 from streampose.tracked import Life, Tracked
 from streampose.types import Pose
 
+import os
+CAM=os.environ.get('CAM','0')=='1'
 _QUALITY_GAIN = 0.2
 """How much the quality of one frame's pose counts in its track's: one bad frame makes nobody doubtful."""
 _POSE_SHARE = 0.7
@@ -84,6 +87,7 @@ class Tracker:
         self._now_s = 0.0
         self._size = (1, 1)
         self._meetings = Meetings()
+        self._camera = CameraMotion()
 
     @property
     def undecided(self) -> bool:
@@ -101,6 +105,7 @@ class Tracker:
         """Forget everybody; ids go on."""
         self._states.clear()
         self._meetings.clear()
+        self._camera.clear()
 
     def advance(
         self,
@@ -121,6 +126,11 @@ class Tracker:
         """
         dt_s = max(0.0, pts_s - self._now_s)
         self._now_s, self._size = pts_s, size
+        if image is not None and CAM:
+            affine = self._camera.follow(image, np.array([s.box for s in self._states], np.float32).reshape(-1, 4))
+            if affine is not None:
+                for state in self._states:
+                    state.carry(affine)
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
