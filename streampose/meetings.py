@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,44 +39,49 @@ class Meetings:
 
     def renew(self, old: int, new: int) -> None:
         """Somebody goes on under another key."""
-        self._open = {
-            (new if a == old else a, new if b == old else b): seen_s for (a, b), seen_s in self._open.items()
-        }
+        self._open = {(new if a == old else a, new if b == old else b): seen_s for (a, b), seen_s in self._open.items()}
 
-    def see(
-        self, image: NDArray[np.uint8], states: Sequence[Tracked], seen: Mapping[int, Array], now_s: float
-    ) -> list[tuple[Tracked, Tracked]]:
-        """Look at a frame in which people were detected.
+    def see(self, image: NDArray[np.uint8], states: Sequence[Tracked], seen: Mapping[int, Array], now_s: float) -> None:
+        """Look at a frame in which people were detected: who turns out to have another's id gets their own back.
 
         Args:
             image: (H, W, 3) uint8 BGR.
             states: everybody who is followed or remembered.
             seen: by key, the detection (4,) of whoever has one.
             now_s: the frame's time, seconds.
-
-        Returns:
-            Pairs of people who have one another's ids.
         """
         by_key = {state.key: state for state in states}
-        self._open = {
-            pair: near_s
-            for pair, near_s in self._open.items()
-            if pair[0] in by_key and pair[1] in by_key and now_s - near_s <= OPEN_S
-        }
         there = [state for state in states if state.life is not Life.LOST and not state.hidden]
         boxes = np.array([seen.get(state.key, state.box) for state in there], np.float32).reshape(-1, 4)
-        looks: dict[int, Array] = {}
-        for place, state in enumerate(there):
-            others = np.delete(boxes, place, axis=0)
-            if state.key in seen and covered(boxes[place], others) <= CLEAR:
-                found = look(image, boxes[place])
-                if found is not None:
-                    looks[state.key] = found
-        self._note(there, boxes, now_s)
-        for state in states:
-            if state.rival is not None:
-                self._open[_pair(state, state.rival)] = now_s
-        exchanged = self._decide(by_key, looks)
+        self._open = {
+            (a, b): near_s
+            for (a, b), near_s in self._open.items()
+            if a in by_key and b in by_key and now_s - near_s <= OPEN_S
+        }
+        for a, b in _near(there, boxes) + [(s, s.rival) for s in states if s.rival is not None]:
+            self._open[min(a.key, b.key), max(a.key, b.key)] = now_s
+        looks = _looks(image, there, boxes, seen)
+        for pair in list(self._open):
+            if self._told(by_key[pair[0]], by_key[pair[1]], looks):
+                del self._open[pair]
+        self._learn(by_key, looks)
+
+    def _told(self, a: Tracked, b: Tracked, looks: Mapping[int, Array]) -> bool:
+        """Whether looks told two people apart; where each looks more like the other, they exchange ids."""
+        if a.look is None or b.look is None or a.key not in looks or b.key not in looks:
+            return False
+        gains = [
+            look_likeness(looks[one.key], own) - look_likeness(looks[one.key], others)
+            for one, own, others in ((a, a.look, b.look), (b, b.look, a.look))
+        ]
+        if sum(gains) < -MARGIN and max(gains) <= 0:
+            a.look, b.look = b.look, a.look
+            a.track_id, b.track_id = b.track_id, a.track_id
+            a.born_s, b.born_s = b.born_s, a.born_s
+            return True
+        return sum(gains) > MARGIN
+
+    def _learn(self, by_key: Mapping[int, Tracked], looks: Mapping[int, Array]) -> None:
         busy = {key for pair in self._open for key in pair}
         for key, found in looks.items():
             state = by_key[key]
@@ -83,36 +89,25 @@ class Meetings:
                 state.look = found
             elif key not in busy:
                 state.look = state.look + np.float32(_GAIN) * (found - state.look)
-        return exchanged
-
-    def _note(self, there: Sequence[Tracked], boxes: Array, now_s: float) -> None:
-        for place, state in enumerate(there):
-            for other in range(place):
-                pair = boxes[[place, other]]
-                if max(covered(pair[0], pair[1:]), covered(pair[1], pair[:1])) > NEAR:
-                    self._open[_pair(state, there[other])] = now_s
-
-    def _decide(self, by_key: Mapping[int, Tracked], looks: Mapping[int, Array]) -> list[tuple[Tracked, Tracked]]:
-        exchanged = []
-        for pair in list(self._open):
-            first, second = by_key[pair[0]], by_key[pair[1]]
-            if first.look is None or second.look is None:
-                continue
-            gains = [
-                look_likeness(looks[one.key], one.look) - look_likeness(looks[one.key], other.look)
-                for one, other in ((first, second), (second, first))
-                if one.key in looks and one.look is not None and other.look is not None
-            ]
-            if abs(sum(gains)) <= MARGIN or len(gains) < 2 or (sum(gains) < 0 < max(gains)):
-                continue
-            if sum(gains) < 0:
-                exchanged.append((first, second))
-                first.look, second.look = second.look, first.look
-                first.track_id, second.track_id = second.track_id, first.track_id
-                first.born_s, second.born_s = second.born_s, first.born_s
-            del self._open[pair]
-        return exchanged
 
 
-def _pair(a: Tracked, b: Tracked) -> tuple[int, int]:
-    return min(a.key, b.key), max(a.key, b.key)
+def _near(there: Sequence[Tracked], boxes: Array) -> list[tuple[Tracked, Tracked]]:
+    """Pairs of people, whose boxes are (N, 4), of whom one covers the other."""
+    return [
+        (there[i], there[j])
+        for i, j in combinations(range(len(there)), 2)
+        if max(covered(boxes[i], boxes[j : j + 1]), covered(boxes[j], boxes[i : i + 1])) > NEAR
+    ]
+
+
+def _looks(
+    image: NDArray[np.uint8], there: Sequence[Tracked], boxes: Array, seen: Mapping[int, Array]
+) -> dict[int, Array]:
+    """What those look like who are seen well, by key."""
+    looks = {}
+    for place, state in enumerate(there):
+        if state.key in seen and covered(boxes[place], np.delete(boxes, place, axis=0)) <= CLEAR:
+            found = look(image, boxes[place])
+            if found is not None:
+                looks[state.key] = found
+    return looks

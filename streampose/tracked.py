@@ -13,6 +13,8 @@ from streampose.geometry import transform
 
 
 class Life(Enum):
+    """How a track stands."""
+
     TENTATIVE = "seen once, not sure"
     ACTIVE = "followed"
     LOST = "remembered"
@@ -20,6 +22,18 @@ class Life(Enum):
 
 @dataclass(slots=True)
 class Tracked:
+    """One person.
+
+    Attributes:
+        key: see `Track`; track_id: what is published, once it is.
+        box, crop_box, ghost: (4,) xyxy pixels of the last frame: the person, what the crop shows, and where somebody
+            would be who has a `rival`, had they gone on as they went.
+        velocity, calm, course: (2,) pixels a second over the background: now, averaged, and before a rival was met.
+        keypoints, pose_s: (J, 3) the last good ones in pixels of the last frame, and their time.
+        rival, met_s, hidden: who hides this person or is hidden by them, since when, and whether this one is hidden.
+        look: what the person looks like, see `looks`; None where they were never seen well.
+    """
+
     key: int
     box: NDArray[np.float32]
     crop_box: NDArray[np.float32]
@@ -53,10 +67,15 @@ class Tracked:
         return moved
 
     def carry(self, affine: NDArray[np.float32]) -> None:
-        """Move what is known of places along with the background, by (2, 3) from pixels of the frame before."""
+        """Move the places along with the background, by (2, 3) from pixels of the frame before to pixels of this one.
+        Velocities are relative to the background."""
         for name in ("box", "ghost"):
-            box = getattr(self, name)
-            middle = centre(box)[None]
-            setattr(self, name, shifted(box, (transform(middle, affine) - middle)[0]))
+            middle = centre(getattr(self, name))[None]
+            setattr(self, name, shifted(getattr(self, name), (transform(middle, affine) - middle)[0]))
         if self.keypoints is not None:
-            self.keypoints = np.column_stack([transform(self.keypoints[:, :2], affine), self.keypoints[:, 2]])
+            self.keypoints = carried(self.keypoints, affine)
+
+
+def carried(keypoints: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Keypoints (J, 3) moved by a (2, 3)."""
+    return np.column_stack([transform(keypoints[:, :2], affine), keypoints[:, 2]])

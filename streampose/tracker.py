@@ -23,11 +23,9 @@ from streampose.geometry import box_iou
 from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
 from streampose.meetings import Meetings
 from streampose.skeleton import COCO17, Skeleton
-from streampose.tracked import Life, Tracked
+from streampose.tracked import Life, Tracked, carried
 from streampose.types import Pose
 
-import os
-CAM=os.environ.get('CAM','0')=='1'
 _QUALITY_GAIN = 0.2
 """How much the quality of one frame's pose counts in its track's: one bad frame makes nobody doubtful."""
 _POSE_SHARE = 0.7
@@ -120,17 +118,15 @@ class Tracker:
             pts_s: the frame's time, seconds; later than the last one's.
             size: (height, width) of the frame.
             detections: boxes (N, 4) xyxy frame pixels and scores (N,) 0..1; None where the detector did not run.
+            image: (H, W, 3) uint8 BGR, the frame. Without it nobody is told by their looks, and the camera rests.
 
         Returns:
             The people to estimate in this frame.
         """
         dt_s = max(0.0, pts_s - self._now_s)
         self._now_s, self._size = pts_s, size
-        if image is not None and CAM:
-            affine = self._camera.follow(image, np.array([s.box for s in self._states], np.float32).reshape(-1, 4))
-            if affine is not None:
-                for state in self._states:
-                    state.carry(affine)
+        if image is not None:
+            self._carry(pts_s, image)
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
@@ -146,6 +142,16 @@ class Tracker:
             state.crop_box = recentre(state.crop_box, goal)
         return tuple(Track(s.key, s.box.copy(), s.crop_box.copy(), s.score) for s in active)
 
+    def _carry(self, pts_s: float, image: NDArray[np.uint8]) -> None:
+        """Move everybody along with the background, where the camera moves."""
+        if not self._states:
+            self._camera.clear()
+            return
+        affine = self._camera.follow(pts_s, image, np.stack([state.box for state in self._states]))
+        if affine is not None:
+            for state in self._states:
+                state.carry(affine)
+
     def settle(
         self, pts_s: float, tracks: Sequence[Track], keypoints: Sequence[NDArray[np.float32]]
     ) -> tuple[Pose, ...]:
@@ -160,8 +166,9 @@ class Tracker:
             The poses to publish: everybody followed, without those that turned out to be somebody else.
         """
         states = {state.key: state for state in self._states}
+        moved = self._camera.since(pts_s)
         found = {
-            track.key: points
+            track.key: points if moved is None else carried(points, moved)
             for track, points in zip(tracks, keypoints, strict=True)
             if track.key in states and states[track.key].life is Life.ACTIVE
         }

@@ -159,8 +159,10 @@ def shaken(crossing: Crossing, seed: int = 0) -> Crossing:
     times = np.arange(len(crossing)) / FPS
     ways = []
     for _ in range(2):
-        sway = rng.uniform(0.3, 1, 2) * SWAY_PX * np.sin(
-            2 * np.pi * rng.uniform((0.4, 1.2), (0.8, 2.0)) * times[:, None] + rng.uniform(0, 2 * np.pi, 2)
+        sway = (
+            rng.uniform(0.3, 1, 2)
+            * SWAY_PX
+            * np.sin(2 * np.pi * rng.uniform((0.4, 1.2), (0.8, 2.0)) * times[:, None] + rng.uniform(0, 2 * np.pi, 2))
         )
         ways.append(sway.sum(axis=1) * 0.5 + rng.uniform(-PAN_PX_S, PAN_PX_S) * (times - times.mean()))
     return replace(crossing, camera=np.rint(np.stack(ways, axis=1)).astype(np.intp))
