@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streampose.geometry import compose
 
 _WIDTH = 160
-"""Width of the picture that is looked at, about, pixels."""
+"""Width of the picture that is looked at, pixels."""
 _CORNERS = 60
 _FEWEST = 12
 """Corners of the background that must have gone the same way."""
@@ -70,12 +70,11 @@ class CameraMotion:
 
 
 def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
-    """A grey picture about `_WIDTH` wide, and how many pixels one of its own stands for."""
-    step = max(1, image.shape[1] // (2 * _WIDTH))
-    grey = cv2.cvtColor(image[::step, ::step], cv2.COLOR_BGR2GRAY)
-    scale = _WIDTH / grey.shape[1]
-    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8), image.shape[1] / small.shape[1]
+    """A grey picture `_WIDTH` wide, and how many pixels one of its own stands for."""
+    height = max(1, round(image.shape[0] * _WIDTH / image.shape[1]))
+    double = cv2.resize(image, (2 * _WIDTH, 2 * height), interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(cv2.cvtColor(double, cv2.COLOR_BGR2GRAY), (_WIDTH, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8), image.shape[1] / _WIDTH
 
 
 def _motion(last: NDArray[np.uint8], small: NDArray[np.uint8], people: Array) -> Array | None:
