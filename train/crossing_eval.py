@@ -15,7 +15,7 @@ import streampose
 from streampose.geometry import box_iou
 from streampose.people import suppress
 from streampose.tracker import Tracker
-from streampose.train.crossings import FPS, KINDS, SIZE, Crossing, read_crossings
+from streampose.train.crossings import FPS, KINDS, SIZE, Crossing, read_crossings, shaken
 from streampose.train.pack import Person
 from streampose.train.track_eval import accumulate, summarise_tracks
 from streampose.types import Pose, PoseFrame
@@ -46,14 +46,16 @@ def evaluate_crossings(
 
     Returns:
         "alone": the tracker given known boxes with noise, missed while somebody is hidden, and poses that go to who is
-        in front; "pipeline": detector, pose network and tracker on the pictures. Each as `summarise_tracks`, with the
-        figures of each kind of sequence in "kinds".
+        in front; "moving_camera": the same before a camera that sways; "pipeline": detector, pose network and tracker
+        on the pictures. Each as `summarise_tracks`, with the figures of each kind of sequence in "kinds".
 
     Raises:
         UsageError: the pack has no such clip. ModelError: see `streampose.run`.
     """
     alone = read_crossings(data, pairs[0])
-    figures = {"detect_every": detect_every, "alone": _summarise(alone, [_alone(c, detect_every) for c in alone])}
+    figures: dict[str, Any] = {"detect_every": detect_every}
+    for name, crossings in (("alone", alone), ("moving_camera", [shaken(crossing) for crossing in alone])):
+        figures[name] = _summarise(crossings, [_alone(crossing, detect_every) for crossing in crossings])
     whole = read_crossings(data, pairs[1]) if pairs[1] else []
     if whole:
         scores = [_whole(crossing, model, detector, detect_every) for crossing in whole]
