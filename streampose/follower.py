@@ -49,6 +49,7 @@ class Follower(Protocol):
         pts_s: float,
         size: tuple[int, int],
         detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        image: NDArray[np.uint8] | None = None,
     ) -> tuple[Track, ...]:
         """Go on to a frame: the people to estimate in it."""
 
@@ -72,6 +73,7 @@ class WholeFrame:
         pts_s: float,  # noqa: ARG002
         size: tuple[int, int],
         detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,  # noqa: ARG002
+        image: NDArray[np.uint8] | None = None,  # noqa: ARG002
     ) -> tuple[Track, ...]:
         """The frame as one track; see `Tracker.advance`."""
         box = np.array([0, 0, size[1], size[0]], np.float32)

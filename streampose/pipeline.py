@@ -373,7 +373,7 @@ class Pipeline:
             here = inside(boxes, (frame.height, frame.width), lane.regions)
             detections = boxes[here], scores[here]
             lane.since_detection, lane.detected_s = 0, frame.pts_s
-        return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections)
+        return lane.follower.advance(frame.pts_s, (frame.height, frame.width), detections, frame.image)
 
     def _result(self, lane: Lane, estimate: Estimate) -> Result:
         frame = estimate.frame

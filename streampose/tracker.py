@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,13 @@ from streampose.boxes import (
     visible_share,
     widened,
 )
+from streampose.camera_motion import CameraMotion
 from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
 from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
+from streampose.meetings import Meetings
 from streampose.skeleton import COCO17, Skeleton
+from streampose.tracked import Life, Tracked, carried
 from streampose.types import Pose
 
 _QUALITY_GAIN = 0.2
@@ -68,46 +70,6 @@ class TrackerSettings:
     joint_score: float = 0.3
 
 
-class _Life(Enum):
-    TENTATIVE = "seen once, not sure"
-    ACTIVE = "followed"
-    LOST = "remembered"
-
-
-@dataclass(slots=True)
-class _State:
-    key: int
-    box: NDArray[np.float32]
-    crop_box: NDArray[np.float32]
-    score: float
-    born_s: float
-    detected_s: float
-    life: _Life
-    track_id: int | None = None
-    velocity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    calm: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    keypoints: NDArray[np.float32] | None = None
-    pose_s: float = 0.0
-    quality: float = 1.0
-    posed: bool = False
-    missed: int = 0
-    lost_s: float = 0.0
-    hidden: bool = False
-    rival: _State | None = None
-    met_s: float = 0.0
-    ghost: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
-    course: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
-    fresh: bool = True
-
-    def pose_at(self, pts_s: float) -> NDArray[np.float32] | None:
-        """The last good keypoints (J, 3), moved on to a time; None where there are none."""
-        if self.keypoints is None:
-            return None
-        moved = self.keypoints.copy()
-        moved[:, :2] += self.velocity * np.float32(pts_s - self.pose_s)
-        return moved
-
-
 class Tracker:
     """Follows the people of one source.
 
@@ -118,16 +80,18 @@ class Tracker:
     def __init__(self, settings: TrackerSettings | None = None, skeleton: Skeleton = COCO17) -> None:
         self._set = settings or TrackerSettings()
         self._skeleton = skeleton
-        self._states: list[_State] = []
+        self._states: list[Tracked] = []
         self._next_key = self._next_id = 1
         self._now_s = 0.0
         self._size = (1, 1)
+        self._meetings = Meetings()
+        self._camera = CameraMotion()
 
     @property
     def undecided(self) -> bool:
         """The next frame should be looked at by the detector: nobody is followed, or somebody is not confirmed."""
-        return not any(state.life is _Life.ACTIVE for state in self._states) or any(
-            state.life is _Life.TENTATIVE for state in self._states
+        return not any(state.life is Life.ACTIVE for state in self._states) or any(
+            state.life is Life.TENTATIVE for state in self._states
         )
 
     @property
@@ -138,12 +102,15 @@ class Tracker:
     def reset(self) -> None:
         """Forget everybody; ids go on."""
         self._states.clear()
+        self._meetings.clear()
+        self._camera.clear()
 
     def advance(
         self,
         pts_s: float,
         size: tuple[int, int],
         detections: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        image: NDArray[np.uint8] | None = None,
     ) -> tuple[Track, ...]:
         """Go on to a frame.
 
@@ -151,24 +118,39 @@ class Tracker:
             pts_s: the frame's time, seconds; later than the last one's.
             size: (height, width) of the frame.
             detections: boxes (N, 4) xyxy frame pixels and scores (N,) 0..1; None where the detector did not run.
+            image: (H, W, 3) uint8 BGR, the frame. Without it nobody is told by their looks, and the camera rests.
 
         Returns:
             The people to estimate in this frame.
         """
         dt_s = max(0.0, pts_s - self._now_s)
         self._now_s, self._size = pts_s, size
+        if image is not None:
+            self._carry(pts_s, image)
         for state in self._states:
             state.fresh = False
             state.box = shifted(state.box, state.velocity * np.float32(dt_s))
             state.ghost = shifted(state.ghost, state.course * np.float32(dt_s))
         if detections is not None:
-            self._meet(*detections)
+            seen = self._meet(*detections)
+            if image is not None:
+                self._meetings.see(image, self._states, seen, pts_s)
         self._retire()
-        active = [state for state in self._states if state.life is _Life.ACTIVE]
+        active = [state for state in self._states if state.life is Life.ACTIVE]
         for state in active:
             goal = widened(state.box, state.pose_at(pts_s), self._set.joint_score)
             state.crop_box = recentre(state.crop_box, goal)
         return tuple(Track(s.key, s.box.copy(), s.crop_box.copy(), s.score) for s in active)
+
+    def _carry(self, pts_s: float, image: NDArray[np.uint8]) -> None:
+        """Move everybody along with the background, where the camera moves."""
+        if not self._states:
+            self._camera.clear()
+            return
+        affine = self._camera.follow(pts_s, image, np.stack([state.box for state in self._states]))
+        if affine is not None:
+            for state in self._states:
+                state.carry(affine)
 
     def settle(
         self, pts_s: float, tracks: Sequence[Track], keypoints: Sequence[NDArray[np.float32]]
@@ -184,10 +166,11 @@ class Tracker:
             The poses to publish: everybody followed, without those that turned out to be somebody else.
         """
         states = {state.key: state for state in self._states}
+        moved = self._camera.since(pts_s)
         found = {
-            track.key: points
+            track.key: points if moved is None else carried(points, moved)
             for track, points in zip(tracks, keypoints, strict=True)
-            if track.key in states and states[track.key].life is _Life.ACTIVE
+            if track.key in states and states[track.key].life is Life.ACTIVE
         }
         self._tell_apart([(states[key], points) for key, points in found.items()], pts_s)
         for key, points in found.items():
@@ -197,7 +180,7 @@ class Tracker:
         poses = []
         for track, points in zip(tracks, keypoints, strict=True):
             state = states.get(track.key)
-            if state is None or state.life is not _Life.ACTIVE or state.hidden or self._doubtful(state):
+            if state is None or state.life is not Life.ACTIVE or state.hidden or self._doubtful(state):
                 continue
             if state.track_id is None:
                 state.track_id, self._next_id = self._next_id, self._next_id + 1
@@ -213,16 +196,16 @@ class Tracker:
         share = np.interp(pose_quality(keypoints), [self._set.hopeless_pose, self._set.poor_pose], [0, _POSE_SHARE])
         return np.asarray(box + share * (reached - box), np.float32)
 
-    def _doubtful(self, state: _State) -> bool:
+    def _doubtful(self, state: Tracked) -> bool:
         """Neither the detector nor the pose says that this is a person: followed, and not published."""
         return state.quality < self._set.hopeless_pose and state.score < self._set.sure_score
 
-    def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+    def _meet(self, boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
         """Match detections with tracks: first those in view, then what is left with the lost ones. One detection of two
         people of whom one hides the other is of who is in front; two tell which of them is where."""
-        free = list(range(len(boxes)))
-        there = [state for state in self._states if state.life is not _Life.LOST]
-        lost = [state for state in self._states if state.life is _Life.LOST]
+        free, seen = list(range(len(boxes))), {}
+        there = [state for state in self._states if state.life is not Life.LOST]
+        lost = [state for state in self._states if state.life is Life.LOST]
         for states, least in ((there, self._set.min_match), (lost, self._set.min_return)):
             pairs = self._match(states, boxes, free, least)
             matched = {state.key for state, _ in pairs}
@@ -233,6 +216,7 @@ class Tracker:
                 elif state.hidden and rival is not None:
                     state = rival
                 self._seen(state, boxes[index], float(scores[index]))
+                seen[state.key] = boxes[index]
                 free.remove(index)
         for state in self._states:
             if not state.fresh:
@@ -240,14 +224,16 @@ class Tracker:
         for index in free:
             sure = bool(scores[index] >= self._set.sure_score)
             box = boxes[index].astype(np.float32)
-            life = _Life.ACTIVE if sure else _Life.TENTATIVE
+            life = Life.ACTIVE if sure else Life.TENTATIVE
             score = float(scores[index])
-            self._states.append(_State(self._next_key, box, box.copy(), score, self._now_s, self._now_s, life))
+            self._states.append(Tracked(self._next_key, box, box.copy(), score, self._now_s, self._now_s, life))
+            seen[self._next_key] = box
             self._next_key += 1
+        return seen
 
     def _match(
-        self, states: list[_State], boxes: NDArray[np.float32], free: list[int], least: float
-    ) -> list[tuple[_State, int]]:
+        self, states: list[Tracked], boxes: NDArray[np.float32], free: list[int], least: float
+    ) -> list[tuple[Tracked, int]]:
         """Pairs of tracks and free detections, most alike over all (Hungarian)."""
         if not states or not free:
             return []
@@ -260,12 +246,12 @@ class Tracker:
             if alike[row, column] >= least
         ]
 
-    def _likeness(self, state: _State, found: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _likeness(self, state: Tracked, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """How alike a track and detections (N, 4) are. Of two people of whom one hid the other, each is where it would
         be, had it gone on as it went; the longer ago that was, the less exactly."""
         floor, pose = self._set.joint_score, state.pose_at(self._now_s)
         if state.rival is None:
-            return box_likeness(state.box, found, None if state.life is _Life.LOST else pose, floor)
+            return box_likeness(state.box, found, None if state.life is Life.LOST else pose, floor)
         alike = box_likeness(state.ghost, found, None, floor, self._reach(self._now_s - state.met_s))
         alike = np.where(alike >= self._set.min_return, alike, np.float32(0))
         if state.hidden:
@@ -275,18 +261,18 @@ class Tracker:
     def _reach(self, unsure_s: float) -> float:
         return SHORT_REACH + min(_REACH_PER_S * unsure_s, _LONGEST_REACH)
 
-    def _seen(self, state: _State, box: NDArray[np.float32], score: float) -> None:
+    def _seen(self, state: Tracked, box: NDArray[np.float32], score: float) -> None:
         """Correct a track by its detection: gently where they nearly agree, so that boxes do not tremble."""
         agree = float(box_iou(state.box[None], box[None])[0, 0])
         gain = np.float32(np.interp(agree, [0.6, 0.9], [0.8, 0.35]))
-        if state.life is _Life.LOST or state.keypoints is None:
+        if state.life is Life.LOST or state.keypoints is None:
             gain = np.float32(1.0)
             state.keypoints = None
         state.box = (state.box + gain * (box - state.box)).astype(np.float32)
         state.score += 0.5 * (score - state.score)
-        state.life, state.fresh, state.missed, state.detected_s = _Life.ACTIVE, True, 0, self._now_s
+        state.life, state.fresh, state.missed, state.detected_s = Life.ACTIVE, True, 0, self._now_s
 
-    def _follow(self, state: _State, pts_s: float, keypoints: NDArray[np.float32]) -> None:
+    def _follow(self, state: Tracked, pts_s: float, keypoints: NDArray[np.float32]) -> None:
         """Move a track with its keypoints: by the median way of the joints, so that a waving arm moves nobody."""
         quality = pose_quality(keypoints)
         gain = _QUALITY_GAIN if state.posed else 1.0
@@ -315,7 +301,7 @@ class Tracker:
             if state.hidden:
                 if self._now_s - state.met_s > self._set.memory_s:
                     self._lose(state)
-            elif state.life is _Life.ACTIVE:
+            elif state.life is Life.ACTIVE:
                 unseen = state.missed >= self._set.missed_runs and state.quality < self._set.poor_pose
                 hopeless = state.missed >= 1 and state.quality < self._set.hopeless_pose
                 alone = self._now_s - state.detected_s > self._set.unseen_s
@@ -325,24 +311,24 @@ class Tracker:
         self._states = [
             state
             for state in self._states
-            if not (state.life is _Life.LOST and self._now_s - state.lost_s > self._set.memory_s)
-            and not (state.life is _Life.TENTATIVE and state.missed)
+            if not (state.life is Life.LOST and self._now_s - state.lost_s > self._set.memory_s)
+            and not (state.life is Life.TENTATIVE and state.missed)
         ]
 
-    def _lose(self, state: _State) -> None:
+    def _lose(self, state: Tracked) -> None:
         if state.rival is not None:
             state.box = state.ghost if state.hidden else state.box
             state.rival.rival, state.rival.hidden, state.rival = None, False, None
-        state.life, state.lost_s, state.hidden = _Life.LOST, self._now_s, False
+        state.life, state.lost_s, state.hidden = Life.LOST, self._now_s, False
         state.velocity = state.calm.copy()
 
-    def _tell_apart(self, found: Sequence[tuple[_State, NDArray[np.float32]]], pts_s: float) -> None:
+    def _tell_apart(self, found: Sequence[tuple[Tracked, NDArray[np.float32]]], pts_s: float) -> None:
         """Deal with poses that two tracks were given: one of them is hidden, or, where it was never published, no
         second person."""
         order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
         for place, (older, points) in enumerate(order):
             for younger, others in order[place + 1 :]:
-                both = older.life is younger.life is _Life.ACTIVE
+                both = older.life is younger.life is Life.ACTIVE
                 if not both or self._alike(points, others) < self._set.same_pose:
                     continue
                 if younger.track_id is None:
@@ -355,14 +341,14 @@ class Tracker:
                     )[0]
                     self._cover(behind, older if behind is younger else younger)
 
-    def _cover(self, behind: _State, front: _State) -> None:
+    def _cover(self, behind: Tracked, front: Tracked) -> None:
         """One hides the other. From now on poses and boxes may be of either: until both are found, each is expected
         where it would be, had it gone on as it went."""
         for state, other in ((behind, front), (front, behind)):
             state.rival, state.met_s, state.ghost, state.course = other, self._now_s, state.box, state.calm
         behind.hidden = True
 
-    def _part(self, *states: _State) -> None:
+    def _part(self, *states: Tracked) -> None:
         """Both are found: what was seen of them meanwhile may have been the other."""
         for state in states:
             state.velocity, state.calm = state.course.copy(), state.course.copy()
@@ -371,15 +357,17 @@ class Tracker:
     def _revive(self) -> None:
         """A lost track's id goes on where its pose reappears, or a person near where it may be by now."""
         for state in self._states:
-            if state.life is not _Life.ACTIVE or state.track_id is not None or state.keypoints is None:
+            if state.life is not Life.ACTIVE or state.track_id is not None or state.keypoints is None:
                 continue
-            gone = [s for s in self._states if s.life is _Life.LOST and s.track_id is not None]
+            gone = [s for s in self._states if s.life is Life.LOST and s.track_id is not None]
             lost = next((s for s in gone if self._same(s, state)), None) or self._nearest(gone, state.box)
             if lost is not None:
                 state.track_id, state.born_s, lost.track_id = lost.track_id, lost.born_s, None
-        self._states = [s for s in self._states if not (s.life is _Life.LOST and s.track_id is None)]
+                state.look = state.look if lost.look is None else lost.look
+                self._meetings.renew(lost.key, state.key)
+        self._states = [s for s in self._states if not (s.life is Life.LOST and s.track_id is None)]
 
-    def _nearest(self, gone: list[_State], box: NDArray[np.float32]) -> _State | None:
+    def _nearest(self, gone: list[Tracked], box: NDArray[np.float32]) -> Tracked | None:
         """Who of those that are lost came back in a box: they may have turned or stopped meanwhile."""
         best, alike = None, self._set.min_return
         for state in gone:
@@ -389,7 +377,7 @@ class Tracker:
                 best, alike = state, near
         return best
 
-    def _same(self, a: _State, b: _State) -> bool:
+    def _same(self, a: Tracked, b: Tracked) -> bool:
         """Whether the poses of two tracks coincide now."""
         return self._alike(a.pose_at(self._now_s), b.pose_at(self._now_s)) >= self._set.same_pose
 

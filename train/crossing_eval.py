@@ -15,7 +15,7 @@ import streampose
 from streampose.geometry import box_iou
 from streampose.people import suppress
 from streampose.tracker import Tracker
-from streampose.train.crossings import FPS, KINDS, SIZE, Crossing, read_crossings
+from streampose.train.crossings import FPS, KINDS, SIZE, Crossing, read_crossings, shaken
 from streampose.train.pack import Person
 from streampose.train.progress import tracked
 from streampose.train.track_eval import accumulate, summarise_tracks
@@ -47,15 +47,20 @@ def evaluate_crossings(
 
     Returns:
         "alone": the tracker given known boxes with noise, missed while somebody is hidden, and poses that go to who is
-        in front; "pipeline": detector, pose network and tracker on the pictures. Each as `summarise_tracks`, with the
-        figures of each kind of sequence in "kinds".
+        in front; "moving_camera": the same before a camera that sways; "pipeline": detector, pose network and tracker
+        on the pictures. Each as `summarise_tracks`, with the figures of each kind of sequence in "kinds".
 
     Raises:
         UsageError: the pack has no such clip. ModelError: see `streampose.run`.
     """
-    alone = read_crossings(data, pairs[0], pictures=False)
-    scores = [_alone(crossing, detect_every) for crossing in tracked(alone, "the tracker alone")]
-    figures = {"detect_every": detect_every, "alone": _summarise(alone, scores)}
+    alone = read_crossings(data, pairs[0])
+    figures: dict[str, Any] = {"detect_every": detect_every}
+    for name, title, crossings in (
+        ("alone", "the tracker alone", alone),
+        ("moving_camera", "before a moving camera", [shaken(crossing) for crossing in alone]),
+    ):
+        scores = [_alone(crossing, detect_every) for crossing in tracked(crossings, title)]
+        figures[name] = _summarise(crossings, scores)
     whole = read_crossings(data, pairs[1]) if pairs[1] else []
     if whole:
         scores = [_whole(crossing, model, detector, detect_every) for crossing in tracked(whole, "the pipeline")]
@@ -86,7 +91,7 @@ def _alone(crossing: Crossing, detect_every: int) -> Any:
 
 
 def follow(crossing: Crossing, tracker: Tracker, detect_every: int, seed: int = 0) -> Iterator[PoseFrame]:
-    """What a tracker makes of a sequence without looking at it: detections and poses are made from the labels."""
+    """What a tracker makes of a sequence whose detections and poses are made from the labels."""
     rng = np.random.default_rng(seed)
     since = detect_every
     for index in range(len(crossing)):
@@ -95,7 +100,7 @@ def follow(crossing: Crossing, tracker: Tracker, detect_every: int, seed: int = 
         detections = None
         if since >= detect_every or tracker.undecided:
             detections, since = detect(people, visible, rng), 0
-        tracks = tracker.advance(pts_s, SIZE, detections)
+        tracks = tracker.advance(pts_s, SIZE, detections, crossing.image(index))
         poses = [estimate(track.crop_box, people, visible, rng) for track in tracks]
         yield _frame(crossing.name, index, tracker.settle(pts_s, tracks, poses))
 

@@ -4,13 +4,14 @@ clip's own empty background, put together on paths that cross."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from streampose.boxes import shifted, visible_share
 from streampose.errors import UsageError
 from streampose.train.pack import Clip, Person, read_clip
 
@@ -22,6 +23,7 @@ FPS = 25.0
 SIZE = (480, 640)
 HEIGHT_PX = 150.0
 LONGEST_S = 4.0
+SWAY_PX, PAN_PX_S = 40.0, 25.0
 LEAST_VISIBLE = 0.3
 """People of whom less is to be seen count neither as found nor as missed."""
 _LEAST_SPEED = 0.3
@@ -74,13 +76,16 @@ class Crossing:
     Attributes:
         actors: from the back to the front.
         wall: (4,) a box that hides whoever is behind it, or None.
-        background: (H, W, 3) uint8, the canvas.
+        background: (H, W, 3) uint8, what is behind the canvas: more than it on all sides where the camera moves.
+        camera: (T, 2) whole pixels by which the camera has moved, right and down; None where it rests. Actors and wall
+            are where they are seen by one that rests.
     """
 
     name: str
     actors: tuple[Actor, ...]
     wall: Floats | None
     background: NDArray[np.uint8]
+    camera: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.actors[0].boxes)
@@ -92,52 +97,75 @@ class Crossing:
 
     def people(self, index: int) -> tuple[Person, ...]:
         """The labels of a frame; who is hidden is to be ignored."""
-        return tuple(
-            Person(
-                actor.boxes[index], actor.keypoints[index], np.zeros(17, np.bool_), False, bool(v < LEAST_VISIBLE), n
-            )
-            for n, (actor, v) in enumerate(zip(self.actors, self.visible(index), strict=True))
-        )
+        people = []
+        for number, (actor, visible) in enumerate(zip(self.actors, self.visible(index), strict=True)):
+            keypoints = actor.keypoints[index].copy()
+            keypoints[:, :2] -= self._moved(index)
+            box = self._seen(actor.boxes[index], index)
+            ignore = bool(visible < LEAST_VISIBLE) or visible_share(box, SIZE) < LEAST_VISIBLE
+            people.append(Person(box, keypoints, np.zeros(17, np.bool_), False, ignore, number))
+        return tuple(people)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 BGR."""
-        canvas = self.background.astype(np.float32)
+        left, top = (np.array(self.background.shape[1::-1]) - SIZE[::-1]) // 2 + self._moved(index)
+        background = self.background[top : top + SIZE[0], left : left + SIZE[1]]
+        canvas = background.astype(np.float32)
         for actor in self.actors:
             cutout = actor.walk.cutouts[actor.frames[index]]
-            _paste(canvas, cutout[:, ::-1] if actor.mirrored else cutout, actor.boxes[index])
+            _paste(canvas, cutout[:, ::-1] if actor.mirrored else cutout, self._seen(actor.boxes[index], index))
         for wall in self._walls():
-            x1, y1, x2, y2 = wall.astype(int)
-            canvas[y1:y2, x1:x2] = self.background[y1:y2, x1 : x1 + 1]
+            x1, _, x2, _ = np.maximum(self._seen(wall, index), 0).astype(int)
+            canvas[:, x1:x2] = background[:, x1 : x1 + 1]
         return canvas.astype(np.uint8)
+
+    def _moved(self, index: int) -> NDArray[np.intp]:
+        return np.zeros(2, np.intp) if self.camera is None else self.camera[index]
+
+    def _seen(self, box: Floats, index: int) -> Floats:
+        """Where a box is in the picture of a frame."""
+        return shifted(box, -self._moved(index).astype(np.float32))
 
     def _walls(self) -> list[Floats]:
         return [] if self.wall is None else [self.wall]
 
 
-def read_crossings(data: Path, pairs: int, pictures: bool = True, seed: int = 0) -> list[Crossing]:
+def read_crossings(data: Path, pairs: int, seed: int = 0) -> list[Crossing]:
     """Sequences of each of `KINDS`, of as many pairs of walkers.
 
     Args:
         data: a folder in the pack's layout.
-        pictures: False leaves the pictures out, for those who need the labels alone.
 
     Raises:
         UsageError: the pack has no such clip.
     """
     clip = read_clip(data, CLIP)
     background = np.median(np.stack([clip.image(i) for i in range(0, len(clip.jpegs), 8)]), axis=0).astype(np.uint8)
-    walks = find_walks(clip, background if pictures else None)
+    walks = find_walks(clip, background)
     if len(walks) < 2:
         raise UsageError(f"{data}: too few people of {CLIP} walk alone")
-    canvas = cv2.resize(background, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)[
-        240 : 240 + SIZE[0], 320 : 320 + SIZE[1]
-    ]
+    canvas = cv2.resize(background, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     rng = np.random.default_rng(seed)
     return [
         compose(f"{kind} {number}", kind, [walks[i] for i in rng.permutation(len(walks))[:2]], canvas, rng)
         for kind in KINDS
         for number in range(pairs)
     ]
+
+
+def shaken(crossing: Crossing, seed: int = 0) -> Crossing:
+    """The same as a camera shows it that somebody holds while turning: it sways by some `SWAY_PX` around a slow pan."""
+    rng = np.random.default_rng([seed, *crossing.name.encode()])
+    times = np.arange(len(crossing)) / FPS
+    ways = []
+    for _ in range(2):
+        sway = (
+            rng.uniform(0.3, 1, 2)
+            * SWAY_PX
+            * np.sin(2 * np.pi * rng.uniform((0.4, 1.2), (0.8, 2.0)) * times[:, None] + rng.uniform(0, 2 * np.pi, 2))
+        )
+        ways.append(sway.sum(axis=1) * 0.5 + rng.uniform(-PAN_PX_S, PAN_PX_S) * (times - times.mean()))
+    return replace(crossing, camera=np.rint(np.stack(ways, axis=1)).astype(np.intp))
 
 
 def find_walks(clip: Clip, background: NDArray[np.uint8] | None) -> list[Walk]:
@@ -259,9 +287,15 @@ def _free(box: Floats, fronts: Sequence[Floats]) -> float:
 def _paste(canvas: Floats, cutout: NDArray[np.uint8], box: Floats) -> None:
     """Blend a BGRA picture into a canvas, at a box to parts of a pixel."""
     height, width = cutout.shape[:2]
+    x1, y1 = np.maximum(np.floor(box[:2]).astype(int) - 1, 0)
+    x2, y2 = np.minimum(np.ceil(box[2:]).astype(int) + 1, (canvas.shape[1], canvas.shape[0]))
+    if x2 <= x1 or y2 <= y1:
+        return
     scale = (box[2:] - box[:2]) / [width, height]
-    affine = np.array([[scale[0], 0, box[0] + scale[0] / 2 - 0.5], [0, scale[1], box[1] + scale[1] / 2 - 0.5]])
-    warped = cv2.warpAffine(cutout, affine, (canvas.shape[1], canvas.shape[0]), flags=cv2.INTER_LINEAR)
+    left, top = box[:2] - [x1, y1] + scale / 2 - 0.5
+    affine = np.array([[scale[0], 0, left], [0, scale[1], top]])
+    warped = cv2.warpAffine(cutout, affine, (int(x2 - x1), int(y2 - y1)), flags=cv2.INTER_LINEAR)
     alpha = warped[..., 3:].astype(np.float32) / 255
-    canvas *= 1 - alpha
-    canvas += alpha * warped[..., :3]
+    part = canvas[y1:y2, x1:x2]
+    part *= 1 - alpha
+    part += alpha * warped[..., :3]

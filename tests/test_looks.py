@@ -1,0 +1,171 @@
+"""Ids by what people look like, and in pictures of a camera that moves."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from streampose.camera_motion import CameraMotion
+from streampose.follower import Track
+from streampose.geometry import transform
+from streampose.looks import LENGTH, covered, look, look_likeness
+from streampose.tracker import Tracker
+
+SIZE = (240, 320)
+DT_S = 0.04
+SHARES = np.random.default_rng(3).uniform(0.05, 0.95, (17, 2))
+RED, BLUE, GREEN, BLACK, WHITE = (30, 30, 200), (200, 60, 30), (40, 160, 40), (15, 15, 15), (235, 235, 235)
+Picture = NDArray[np.uint8]
+Box = NDArray[np.float32]
+Clothes = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+
+def scenery(height: int, width: int) -> Picture:
+    """Something with corners."""
+    rough = np.random.default_rng(0).integers(60, 200, (height // 12, width // 12, 3), np.uint8)
+    return np.asarray(cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def dress(picture: Picture, box: Box, clothes: Clothes) -> None:
+    x1, y1, x2, y2 = (int(v) for v in box)
+    waist = (y1 + y2) // 2
+    picture[max(y1, 0) : waist, max(x1, 0) : x2], picture[waist:y2, max(x1, 0) : x2] = clothes
+
+
+def pose_in(box: Box) -> NDArray[np.float32]:
+    points = box[:2] + SHARES * (box[2:] - box[:2])
+    return np.concatenate([points, np.full((17, 1), 0.8)], axis=1).astype(np.float32)
+
+
+def standing(x: float, y: float = 60) -> Box:
+    return np.array([x, y, x + 40, y + 120], np.float32)
+
+
+def test_looks_are_alike_in_the_same_clothes_and_not_in_others() -> None:
+    picture = scenery(*SIZE)
+    worn: list[Clothes] = [(RED, BLACK), (BLACK, RED), (RED, WHITE), (BLACK, BLACK), (WHITE, WHITE)]
+    looks = []
+    for clothes in worn:
+        dress(picture, standing(100), clothes)
+        found = look(picture, standing(100))
+        assert found is not None
+        assert found.shape == (LENGTH,)
+        assert np.isclose(found.sum(), 1)
+        moved = look(picture, standing(104, 63))
+        assert moved is not None
+        assert look_likeness(found, moved) > 0.9
+        looks.append(found)
+    for place, found in enumerate(looks):
+        for other in looks[:place]:
+            assert look_likeness(found, other) < 0.8
+
+
+def test_nobody_is_seen_outside_the_picture() -> None:
+    assert look(scenery(*SIZE), standing(-200)) is None
+    assert look(scenery(*SIZE), standing(400)) is None
+
+
+def test_what_covers_the_core_counts_and_what_touches_the_arm_does_not() -> None:
+    box = standing(100)
+    assert covered(box, np.stack([standing(130)])) == 0
+    assert covered(box, np.stack([standing(100), standing(300)])) == 1
+    assert covered(box, np.zeros((0, 4), np.float32)) == 0
+
+
+def meet_and_turn_back(clothes: list[Clothes], looked_at: bool = True) -> tuple[list[int], list[int]]:
+    """Two people walk towards one another until the second hides the first, and back again.
+
+    Returns:
+        The ids, the first's before the second's, that were published before they met and at the end.
+    """
+    tracker, ids = Tracker(), []
+    for frame in range(90):
+        way = 3.0 * min(frame, 89 - frame)
+        people = [standing(20 + way), standing(260 - way, 64)]
+        near = abs(people[0][0] - people[1][0]) < 34
+        picture = scenery(*SIZE)
+        for box, worn in zip(people, clothes, strict=True):
+            dress(picture, box, worn)
+        seen = people[1:] if near else people
+        found = (np.stack(seen), np.full(len(seen), 0.9, np.float32)) if frame % 3 == 0 else None
+        tracks = tracker.advance(frame * DT_S, SIZE, found, picture if looked_at else None)
+        nearest = [min(seen, key=lambda box, at=track.crop_box: float(np.abs(box - at).sum())) for track in tracks]
+        poses = tracker.settle(frame * DT_S, tracks, [pose_in(box) for box in nearest])
+        ids.append([p.track_id for box in people for p in poses if np.abs(p.box - box).max() < 15])
+    return ids[20], ids[-1]
+
+
+def test_two_who_meet_and_turn_back_keep_their_ids_by_their_clothes() -> None:
+    before, after = meet_and_turn_back([(RED, BLACK), (BLUE, WHITE)])
+    assert before == after == [1, 2]
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_without_a_picture_or_in_the_same_clothes_they_are_expected_to_go_on(looked_at: bool) -> None:
+    """So the test before is of their clothes, and likeness alone exchanges nobody."""
+    before, after = meet_and_turn_back([(GREEN, BLACK)] * 2, looked_at)
+    assert (before, after) == ([1, 2], [2, 1])
+
+
+def test_the_motion_of_the_background_is_found_beside_people_who_move() -> None:
+    wide = scenery(400, 600)
+    camera, last = CameraMotion(), np.array([0, 0])
+    for frame in range(8):
+        corner = np.array([40 + 6 * frame, 30 + 2 * frame])
+        picture = wide[corner[1] : corner[1] + SIZE[0], corner[0] : corner[0] + SIZE[1]].copy()
+        box = standing(100 + 9 * frame)
+        dress(picture, box, (RED, BLACK))
+        affine = camera.follow(frame * DT_S, picture, box[None])
+        if frame:
+            assert affine is not None
+            np.testing.assert_allclose(transform(np.float32([[160, 120]]), affine)[0], [154, 118], atol=0.5)
+        last = corner
+    whole = camera.since(3 * DT_S)
+    assert whole is not None
+    moved = transform(np.float32([[160, 120]]), whole)[0] - [160, 120]
+    np.testing.assert_allclose(moved, [40 + 18 - last[0], 30 + 6 - last[1]], atol=1)
+
+
+def test_a_camera_that_rests_or_sees_no_background_does_not_move() -> None:
+    picture = scenery(*SIZE)
+    noise = np.random.default_rng(1)
+    camera = CameraMotion()
+    for frame in range(5):
+        noisy = np.clip(picture + noise.integers(-2, 3, picture.shape), 0, 255).astype(np.uint8)
+        dress(noisy, standing(50 + 8 * frame), (RED, BLACK))
+        assert camera.follow(frame * DT_S, noisy, standing(50 + 8 * frame)[None]) is None
+    camera.clear()
+    for frame in range(3):
+        assert camera.follow(frame * DT_S, np.full((*SIZE, 3), 60 * frame, np.uint8), np.zeros((0, 4))) is None
+    assert camera.since(0) is None
+
+
+def shaken(looked_at: bool, delay: int = 0) -> set[tuple[int, ...]]:
+    """The ids of two people who stand still before a camera that swings to and fro, left before right; poses come as
+    many frames late as `delay` says."""
+    wide, tracker, ids = scenery(400, 800), Tracker(), set()
+    waiting: list[tuple[float, tuple[Track, ...], list[Box]]] = []
+    for frame in range(60):
+        left = 240 + round(75 * np.sin(frame / 2.0))
+        picture = wide[60 : 60 + SIZE[0], left : left + SIZE[1]].copy()
+        people = [standing(x - left) for x in (330, 410)]
+        for box, clothes in zip(people, [(RED, BLACK), (BLUE, WHITE)], strict=True):
+            dress(picture, box, clothes)
+        found = (np.stack(people), np.full(2, 0.9, np.float32)) if frame % 3 == 0 else None
+        tracks = tracker.advance(frame * DT_S, SIZE, found, picture if looked_at else None)
+        waiting.append((frame * DT_S, tracks, people))
+        if len(waiting) <= delay:
+            continue
+        pts_s, tracks, people = waiting.pop(0)
+        nearest = [min(people, key=lambda box, at=track.box: float(np.abs(box - at).sum())) for track in tracks]
+        poses = tracker.settle(pts_s, tracks, [pose_in(box) for box in nearest])
+        ids.add(tuple(p.track_id for p in sorted(poses, key=lambda p: p.box[0])))
+    return ids
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_ids_stay_in_a_picture_that_is_swung_to_and_fro(delay: int) -> None:
+    assert shaken(True, delay) == {(1, 2)}
+    assert shaken(False, delay) != {(1, 2)}, "the test is of the camera's motion"
