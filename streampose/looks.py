@@ -18,8 +18,10 @@ Array = NDArray[np.float32]
 def core(boxes: Array) -> Array:
     """The parts (..., 4) of boxes (..., 4) that are looked at."""
     low, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]
-    ends = (low + size * np.float32([_LEFT, _TOP]), low + size * np.float32([_RIGHT, _BOTTOM]))
-    return np.concatenate(ends, axis=-1)
+    ends = (
+        low + size * share for share in (np.array([_LEFT, _TOP], np.float32), np.array([_RIGHT, _BOTTOM], np.float32))
+    )
+    return np.concatenate(list(ends), axis=-1)
 
 
 def covered(box: Array, others: Array) -> float:
