@@ -22,6 +22,7 @@ from streampose.geometry import crop_affine, transform
 from streampose.train import augment
 from streampose.train.ensemble import TeacherPose, agree, join_boxes
 from streampose.train.label import label
+from streampose.train.label_input import read_pictures
 from streampose.train.label_store import Answers
 from streampose.train.label_tracks import smooth_clip, track_people
 from streampose.train.losses import blend
@@ -252,6 +253,17 @@ def test_a_folder_of_pictures_becomes_a_pack_that_training_reads(tmp_path: Path)
     assert np.median(np.linalg.norm(cells - window["points"], axis=1)[sure]) < 6
     with pytest.raises(UsageError, match="is finished"):
         label(tmp_path / "pack", DATA / "teachers", pictures=[pictures])
+    measure = [
+        "eval",
+        "--dataset",
+        "coco",
+        "--gt",
+        str(tmp_path / "pack" / "stills" / "street.json"),
+        "--model",
+        "lite",
+    ]
+    run = CliRunner().invoke(app, [*measure, "--boxes", "gt", "--json"])
+    assert run.exit_code == 0, run.output
 
 
 @needs_pack
@@ -274,3 +286,19 @@ def test_a_clip_without_labels_gets_tracks(tmp_path: Path) -> None:
 def test_nothing_to_label_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --data, --pictures or --clips"):
         label(tmp_path / "out", tmp_path)
+
+
+@pytest.mark.parametrize("inside", [".", "new/pack"])
+def test_a_pack_is_not_written_into_what_it_is_made_of(tmp_path: Path, inside: str) -> None:
+    for name in ("data", "pictures", "clips"):
+        folder = tmp_path / name
+        folder.mkdir()
+        given = {name: folder if name == "data" else [folder]}
+        with pytest.raises(UsageError, match="choose an --out elsewhere"):
+            label(folder / inside, tmp_path, **given)  # type: ignore[arg-type]
+        assert not list(folder.iterdir())
+
+
+def test_a_missing_folder_of_pictures_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nope: no such folder"):
+        read_pictures(tmp_path / "nope")

@@ -74,13 +74,16 @@ def label(
 
     Raises:
         UsageError: nothing to label, nothing left to train on, two clips or sets of one name, `out` holds a finished
-            pack, or an input is not what it must be.
+            pack or lies in an input, or an input is not what it must be.
         OutputError: `out` cannot be written.
     """
     if data is None and not pictures and not clips:
         raise UsageError("nothing to label: give --data, --pictures or --clips")
     if (out / REPORT).exists():
         raise UsageError(f"{out} is finished; choose another --out")
+    for folder in (*([data] if data else []), *pictures, *clips):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{out} lies in {folder}, which is looked at; choose an --out elsewhere")
     counts: Counts = defaultdict(Counter)
     teacher = Thunder(teachers, threads=1, maps=True)
     poses, boxes = PoseEnsemble(teacher, passes), BoxEnsemble(YoloxNano(teachers, threads=1))

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.errors import UsageError
+from streampose.skeleton import COCO17
+from streampose.sources.images import SUFFIXES
 from streampose.train.pack import LAYOUT, Split, clip_split, split_names
 
-PICTURES = {".jpg", ".jpeg", ".png"}
 CLIPS = {".mp4", ".mov", ".mkv", ".avi", ".webm"}
 Image = NDArray[np.uint8]
 
@@ -110,11 +111,13 @@ def read_pictures(folder: Path) -> StillSet:
     """A folder of pictures without labels, as a set of that name; subfolders are looked into.
 
     Raises:
-        UsageError: it holds no pictures, or one that cannot be decoded.
+        UsageError: it is no folder, holds no pictures, or one that cannot be decoded.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of pictures")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+        raise UsageError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
     images, files = [], {}
     for number, path in enumerate(paths, 1):
         name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
@@ -126,7 +129,9 @@ def read_pictures(folder: Path) -> StillSet:
         if picture is None:
             raise UsageError(f"{path} is not a picture that can be decoded; remove it")
         images.append({"id": number, "file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
-    labels = {"images": images, "annotations": []}
+    person = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO17.joints)}
+    person["skeleton"] = [[first + 1, second + 1] for first, second in COCO17.edges]
+    labels = {"images": images, "annotations": [], "categories": [person]}
     return StillSet(folder.name, labels, files, split_names(list(files)), labelled=False)
 
 

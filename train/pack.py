@@ -184,7 +184,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UsageError(f"{path} is missing; --data needs {LAYOUT}") from error
+        raise UsageError(f"{path} is missing; expected {LAYOUT}") from error
     except ValueError as error:
         raise UsageError(f"{path} is no JSON: {error}") from error
 
@@ -193,7 +193,7 @@ def _open_tar(path: Path) -> tarfile.TarFile:
     try:
         return tarfile.open(path)
     except FileNotFoundError as error:
-        raise UsageError(f"{path} is missing; --data needs {LAYOUT}") from error
+        raise UsageError(f"{path} is missing; expected {LAYOUT}") from error
     except tarfile.TarError as error:
         raise UsageError(f"{path} is no tar: {error}") from error
 
