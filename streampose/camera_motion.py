@@ -16,8 +16,8 @@ _WIDTH = 160
 _CORNERS = 60
 _FEWEST = 12
 """Corners of the background that must have gone the same way."""
-_STILL_GREY = 2
-"""Where half of the pixels changed by no more than this, the camera rests, grey levels of 255."""
+_STILL_GREY, _STILL_SHARE = 2, 0.125
+"""While no more than this share of the background changed by more than so many grey levels of 255, the camera rests."""
 _STILL_PX = 0.1
 """The same for the way of the background, pixels of the small picture."""
 _LEAST_SHARE = 0.5
@@ -53,10 +53,11 @@ class CameraMotion:
         last, self._last = self._last, small
         if last is None or last.shape != small.shape:
             return None
-        changed = cv2.threshold(cv2.absdiff(last, small), _STILL_GREY, 1, cv2.THRESH_BINARY)[1]
-        if 2 * cv2.countNonZero(changed) <= changed.size:
+        background = _background(last.shape, people / scale)
+        changed = cv2.threshold(cv2.absdiff(last, small), _STILL_GREY, 255, cv2.THRESH_BINARY)[1]
+        if cv2.countNonZero(cv2.bitwise_and(changed, background)) <= _STILL_SHARE * cv2.countNonZero(background):
             return None
-        affine = _motion(last, small, people / scale)
+        affine = _motion(last, small, background)
         if affine is None:
             return None
         affine[:, 2] *= scale
@@ -77,12 +78,17 @@ def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
     return np.asarray(small, np.uint8), image.shape[1] / _WIDTH
 
 
-def _motion(last: NDArray[np.uint8], small: NDArray[np.uint8], people: Array) -> Array | None:
-    """The similarity (2, 3) that most corners of the background follow; None where too few do, or it is too small."""
-    mask = np.full(last.shape, 255, np.uint8)
+def _background(shape: tuple[int, ...], people: Array) -> NDArray[np.uint8]:
+    """255 where none of the boxes (N, 4) is, else 0."""
+    mask = np.full(shape, 255, np.uint8)
     for x1, y1, x2, y2 in people.astype(int):
         mask[max(y1, 0) : max(y2 + 1, 0), max(x1, 0) : max(x2 + 1, 0)] = 0
-    corners = cv2.goodFeaturesToTrack(last, _CORNERS, 0.01, 5, mask=mask)
+    return mask
+
+
+def _motion(last: NDArray[np.uint8], small: NDArray[np.uint8], background: NDArray[np.uint8]) -> Array | None:
+    """The similarity (2, 3) that most corners of the background follow; None where too few do, or it is too small."""
+    corners = cv2.goodFeaturesToTrack(last, _CORNERS, 0.01, 5, mask=background)
     if corners is None or len(corners) < _FEWEST:
         return None
     moved, found, _ = cv2.calcOpticalFlowPyrLK(last, small, corners, corners.copy(), winSize=(13, 13), maxLevel=3)

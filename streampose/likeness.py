@@ -52,6 +52,22 @@ def pose_likeness(first: Array | None, second: Array | None, joint_score: float,
     return oks(first, second, area, joint_score, skeleton)
 
 
+def pose_likenesses(poses: Array, joint_score: float, skeleton: Skeleton) -> Array:
+    """`pose_likeness` of each two of poses (N, J, 3): (N, N)."""
+    sure = poses[..., 2] > joint_score
+    both = sure[:, None] & sure[None]
+    first, second = poses[:, None, :, :2], poses[None, :, :, :2]
+    there = both[..., None]
+    low = np.where(there, np.minimum(first, second), np.inf).min(axis=2)
+    high = np.where(there, np.maximum(first, second), -np.inf).max(axis=2)
+    count = both.sum(axis=2)
+    enough = count >= FEWEST_JOINTS
+    area = np.where(enough, np.where(enough[..., None], high - low, 0).prod(axis=2), 1).clip(min=1e-6)
+    falloff = (2 * np.asarray(skeleton.sigmas)) ** 2
+    near = np.exp(-((first - second) ** 2).sum(axis=3) / (2 * area[..., None] * falloff))
+    return np.asarray(np.where(enough, (near * both).sum(axis=2) / np.maximum(count, 1), 0), np.float32)
+
+
 def astray(expected: Array | None, pose: Array) -> float:
     """How far a pose (J, 3) is from where it was expected: the median over the joints, pixels; infinite where no pose
     was expected."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ NEAR = 0.3
 """People of whom one covers more than this share of the other's core may exchange ids."""
 MARGIN = 0.1
 """How much more alike two people must be to one another's looks than to their own for their ids to be exchanged."""
+TWINS = 0.94
+"""Of two people more alike than this, looks say nothing."""
 OPEN_S = 2.0
 """How long after people parted it is still asked who is who."""
 _GAIN = 0.2
@@ -58,9 +59,14 @@ class Meetings:
             for (a, b), near_s in self._open.items()
             if a in by_key and b in by_key and now_s - near_s <= OPEN_S
         }
-        for a, b in _near(there, boxes) + [(s, s.rival) for s in states if s.rival is not None]:
+        shares = covered(boxes)
+        near = [(there[i], there[j]) for i, j in np.argwhere(np.triu(np.maximum(shares, shares.T) > NEAR))]
+        for a, b in near + [(s, s.rival) for s in states if s.rival is not None]:
             self._open[min(a.key, b.key), max(a.key, b.key)] = now_s
-        looks = _looks(image, there, boxes, seen)
+        clear = shares.max(axis=1, initial=0) <= CLEAR
+        looks = _looks(
+            image, [(s, box) for s, box, free in zip(there, boxes, clear, strict=True) if free and s.key in seen]
+        )
         for pair in list(self._open):
             if self._told(by_key[pair[0]], by_key[pair[1]], looks):
                 del self._open[pair]
@@ -69,6 +75,8 @@ class Meetings:
     def _told(self, a: Tracked, b: Tracked, looks: Mapping[int, Array]) -> bool:
         """Whether looks told two people apart; where each looks more like the other, they exchange ids."""
         if a.look is None or b.look is None or a.key not in looks or b.key not in looks:
+            return False
+        if look_likeness(a.look, b.look) > TWINS:
             return False
         gains = [
             look_likeness(looks[one.key], own) - look_likeness(looks[one.key], others)
@@ -91,23 +99,7 @@ class Meetings:
                 state.look = state.look + np.float32(_GAIN) * (found - state.look)
 
 
-def _near(there: Sequence[Tracked], boxes: Array) -> list[tuple[Tracked, Tracked]]:
-    """Pairs of people, whose boxes are (N, 4), of whom one covers the other."""
-    return [
-        (there[i], there[j])
-        for i, j in combinations(range(len(there)), 2)
-        if max(covered(boxes[i], boxes[j : j + 1]), covered(boxes[j], boxes[i : i + 1])) > NEAR
-    ]
-
-
-def _looks(
-    image: NDArray[np.uint8], there: Sequence[Tracked], boxes: Array, seen: Mapping[int, Array]
-) -> dict[int, Array]:
-    """What those look like who are seen well, by key."""
-    looks = {}
-    for place, state in enumerate(there):
-        if state.key in seen and covered(boxes[place], np.delete(boxes, place, axis=0)) <= CLEAR:
-            found = look(image, boxes[place])
-            if found is not None:
-                looks[state.key] = found
-    return looks
+def _looks(image: NDArray[np.uint8], people: Sequence[tuple[Tracked, Array]]) -> dict[int, Array]:
+    """What people look like whose boxes (4,) are seen well, by key."""
+    found = {state.key: look(image, box) for state, box in people}
+    return {key: one for key, one in found.items() if one is not None}

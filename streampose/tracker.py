@@ -20,7 +20,7 @@ from streampose.boxes import (
 from streampose.camera_motion import CameraMotion
 from streampose.follower import Track, pose_quality, pose_score
 from streampose.geometry import box_iou
-from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness
+from streampose.likeness import SHORT_REACH, astray, box_likeness, pose_likeness, pose_likenesses
 from streampose.meetings import Meetings
 from streampose.skeleton import COCO17, Skeleton
 from streampose.tracked import Life, Tracked, carried
@@ -326,20 +326,22 @@ class Tracker:
         """Deal with poses that two tracks were given: one of them is hidden, or, where it was never published, no
         second person."""
         order = sorted(found, key=lambda pair: (pair[0].track_id is None, pair[0].born_s, pair[0].key))
-        for place, (older, points) in enumerate(order):
-            for younger, others in order[place + 1 :]:
-                both = older.life is younger.life is Life.ACTIVE
-                if not both or self._alike(points, others) < self._set.same_pose:
-                    continue
-                if younger.track_id is None:
-                    self._lose(younger)
-                elif older.rival is None and younger.rival is None:
-                    behind = max(
-                        (older, points),
-                        (younger, others),
-                        key=lambda p: (p[0].missed, astray(p[0].pose_at(pts_s), p[1])),
-                    )[0]
-                    self._cover(behind, older if behind is younger else younger)
+        if len(order) < 2:
+            return
+        alike = pose_likenesses(np.stack([points for _, points in order]), self._set.joint_score, self._skeleton)
+        for first, second in np.argwhere(np.triu(alike >= self._set.same_pose, 1)):
+            (older, points), (younger, others) = order[first], order[second]
+            if not older.life is younger.life is Life.ACTIVE:
+                continue
+            if younger.track_id is None:
+                self._lose(younger)
+            elif older.rival is None and younger.rival is None:
+                behind = max(
+                    (older, points),
+                    (younger, others),
+                    key=lambda p: (p[0].missed, astray(p[0].pose_at(pts_s), p[1])),
+                )[0]
+                self._cover(behind, older if behind is younger else younger)
 
     def _cover(self, behind: Tracked, front: Tracked) -> None:
         """One hides the other. From now on poses and boxes may be of either: until both are found, each is expected

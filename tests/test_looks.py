@@ -52,7 +52,7 @@ def test_looks_are_alike_in_the_same_clothes_and_not_in_others() -> None:
         found = look(picture, standing(100))
         assert found is not None
         assert found.shape == (LENGTH,)
-        assert np.isclose(found.sum(), 1)
+        assert np.isclose(found[:-1].sum(), 1)
         moved = look(picture, standing(104, 63))
         assert moved is not None
         assert look_likeness(found, moved) > 0.9
@@ -68,10 +68,26 @@ def test_nobody_is_seen_outside_the_picture() -> None:
 
 
 def test_what_covers_the_core_counts_and_what_touches_the_arm_does_not() -> None:
-    box = standing(100)
-    assert covered(box, np.stack([standing(130)])) == 0
-    assert covered(box, np.stack([standing(100), standing(300)])) == 1
-    assert covered(box, np.zeros((0, 4), np.float32)) == 0
+    np.testing.assert_array_equal(covered(np.stack([standing(100), standing(130)])), np.zeros((2, 2)))
+    shares = covered(np.stack([standing(100), standing(100), standing(300)]))
+    np.testing.assert_array_equal(shares, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert covered(np.zeros((0, 4), np.float32)).shape == (0, 0)
+
+
+def test_light_makes_nobody_another() -> None:
+    """A shade that takes 60 % of the light away changes a look less than other clothes do."""
+    picture = scenery(*SIZE)
+    rough = np.random.default_rng(9).normal(1, 0.2, (*SIZE, 1))
+    looks = {}
+    for name, clothes in (("brown", ((60, 90, 140), (50, 45, 40))), ("red", (RED, BLACK)), ("white", (WHITE, WHITE))):
+        dress(picture, standing(100), clothes)
+        for light in (1.0, 0.4):
+            lit = np.clip(picture * rough * light, 0, 255).astype(np.uint8)
+            looks[name, light] = look(lit, standing(100))
+    for name in ("brown", "red", "white"):
+        assert look_likeness(looks[name, 1.0], looks[name, 0.4]) > 0.9
+        for other in {"brown", "red", "white"} - {name}:
+            assert look_likeness(looks[name, 1.0], looks[other, 0.4]) < 0.85
 
 
 def meet_and_turn_back(clothes: list[Clothes], looked_at: bool = True) -> tuple[list[int], list[int]]:
@@ -107,6 +123,61 @@ def test_without_a_picture_or_in_the_same_clothes_they_are_expected_to_go_on(loo
     """So the test before is of their clothes, and likeness alone exchanges nobody."""
     before, after = meet_and_turn_back([(GREEN, BLACK)] * 2, looked_at)
     assert (before, after) == ([1, 2], [2, 1])
+
+
+def pass_by_into_shade(shade: float) -> tuple[list[int], list[int]]:
+    """Two people in the same rough clothes pass one another and go on; the right half is `shade` as bright.
+
+    Returns:
+        The ids, the first's before the second's, before they met and at the end.
+    """
+    tracker, ids = Tracker(), []
+    rough = np.random.default_rng(9).normal(1, 0.25, (*SIZE, 1))
+    light = np.where(np.arange(SIZE[1]) < SIZE[1] // 2, 1.0, shade)[None, :, None]
+    for frame in range(85):
+        people = [standing(10 + 3.0 * frame), standing(270 - 3.0 * frame, 64)]
+        near = abs(people[0][0] - people[1][0]) < 34
+        picture = scenery(*SIZE)
+        for box in people:
+            dress(picture, box, ((60, 90, 140), (50, 45, 40)))
+        picture = np.clip(picture * rough * light, 0, 255).astype(np.uint8)
+        seen = people[1:] if near else people
+        found = (np.stack(seen), np.full(len(seen), 0.9, np.float32)) if frame % 3 == 0 else None
+        tracks = tracker.advance(frame * DT_S, SIZE, found, picture)
+        nearest = [min(seen, key=lambda box, at=track.crop_box: float(np.abs(box - at).sum())) for track in tracks]
+        poses = tracker.settle(frame * DT_S, tracks, [pose_in(box) for box in nearest])
+        ids.append([p.track_id for box in people for p in poses if np.abs(p.box - box).max() < 15])
+    return ids[15], ids[-8]
+
+
+@pytest.mark.parametrize("shade", [1.0, 0.6])
+def test_who_walks_on_into_the_shade_keeps_their_id(shade: float) -> None:
+    assert pass_by_into_shade(shade) == ([1, 2], [1, 2])
+
+
+def test_a_flat_half_of_the_picture_hides_no_motion_of_the_camera() -> None:
+    wide = scenery(400, 600)
+    wide[:200] = 180
+    camera = CameraMotion()
+    for frame in range(4):
+        picture = wide[60 : 60 + SIZE[0], 20 * frame : 20 * frame + SIZE[1]]
+        affine = camera.follow(frame * DT_S, picture, np.zeros((0, 4), np.float32))
+    assert affine is not None
+    np.testing.assert_allclose(transform(np.float32([[160, 200]]), affine)[0], [140, 200], atol=0.5)
+
+
+def test_after_a_reset_nothing_of_before_is_known() -> None:
+    """Neither the last picture, of which the next would be taken as a motion, nor who met whom."""
+    wide, tracker = scenery(400, 800), Tracker()
+    for left in (0, 20, 40):
+        found = (np.stack([standing(100)]), np.full(1, 0.9, np.float32))
+        tracker.advance(left * DT_S, SIZE, found, wide[60 : 60 + SIZE[0], left : left + SIZE[1]])
+    assert tracker._camera.since(0) is not None
+    tracker._meetings._open[1, 2] = 0.0
+    tracker.reset()
+    assert tracker._camera.since(0) is None
+    assert tracker._camera._last is None
+    assert not tracker._meetings._open
 
 
 def test_the_motion_of_the_background_is_found_beside_people_who_move() -> None:

@@ -81,9 +81,9 @@ def label(
         raise UsageError("nothing to label: give --data, --pictures or --clips")
     if (out / REPORT).exists():
         raise UsageError(f"{out} is finished; choose another --out")
-    for folder in (*([data] if data else []), *pictures, *clips):
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{out} lies in {folder}, which is looked at; choose an --out elsewhere")
+    for given in (*([data] if data else []), *pictures, *clips):
+        if out.resolve().is_relative_to(given.resolve()):
+            raise UsageError(f"{out} lies in {given}, which is looked at; choose an --out elsewhere")
     counts: Counts = defaultdict(Counter)
     teacher = Thunder(teachers, threads=1, maps=True)
     poses, boxes = PoseEnsemble(teacher, passes), BoxEnsemble(YoloxNano(teachers, threads=1))
