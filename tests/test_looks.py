@@ -11,6 +11,8 @@ from streampose.camera_motion import CameraMotion
 from streampose.follower import Track
 from streampose.geometry import transform
 from streampose.looks import LENGTH, covered, look, look_likeness
+from streampose.meetings import Meetings
+from streampose.tracked import Life, Tracked
 from streampose.tracker import Tracker
 
 SIZE = (240, 320)
@@ -240,3 +242,45 @@ def shaken(looked_at: bool, delay: int = 0) -> set[tuple[int, ...]]:
 def test_ids_stay_in_a_picture_that_is_swung_to_and_fro(delay: int) -> None:
     assert shaken(True, delay) == {(1, 2)}
     assert shaken(False, delay) != {(1, 2)}, "the test is of the camera's motion"
+
+
+def somebody(key: int, seen: NDArray[np.float32]) -> Tracked:
+    box = standing(50.0 * key)
+    return Tracked(key, box, box.copy(), 0.9, 0.0, 0.0, Life.ACTIVE, track_id=key, look=seen)
+
+
+def colours(**shares: float) -> NDArray[np.float32]:
+    """A look of these shares of colours, of the same brightness."""
+    seen = np.zeros(LENGTH, np.float32)
+    for name, share in shares.items():
+        seen["abcd".index(name)] = share
+    seen[-1] = 7.0
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("now", "exchanged", "decided"),
+    [
+        pytest.param((colours(b=1), colours(a=1)), True, True, id="each looks like the other"),
+        pytest.param((colours(a=1), colours(b=1)), False, True, id="each looks like themselves"),
+        pytest.param((colours(b=1), colours(a=0.2, b=0.3, c=0.5)), False, False, id="one of them only"),
+        pytest.param((colours(a=0.49, b=0.51), colours(a=0.51, b=0.49)), False, False, id="hardly"),
+    ],
+)
+def test_ids_are_exchanged_where_each_clearly_looks_like_the_other(now, exchanged: bool, decided: bool) -> None:
+    people = somebody(1, colours(a=1)), somebody(2, colours(b=1))
+    assert Meetings()._told(*people, {1: now[0], 2: now[1]}) is decided
+    assert [person.track_id for person in people] == ([2, 1] if exchanged else [1, 2])
+
+
+def test_looks_say_nothing_of_two_who_look_the_same() -> None:
+    people = somebody(1, colours(a=0.5, b=0.5)), somebody(2, colours(a=0.4, b=0.6))
+    assert not Meetings()._told(*people, {1: colours(b=1), 2: colours(a=1)})
+    assert [person.track_id for person in people] == [1, 2]
+
+
+def test_a_meeting_goes_on_with_who_comes_back_under_another_key() -> None:
+    meetings = Meetings()
+    meetings._open[1, 2] = 0.5
+    meetings.renew(1, 7)
+    assert meetings._open == {(7, 2): 0.5}
