@@ -11,7 +11,7 @@ from streampose.errors import UsageError
 from streampose.geometry import crop_affine, invert, transform
 from streampose.model import fami_pose
 from streampose.train.from_bundle import pose_of_bundle
-from streampose.train.hard import hardest
+from streampose.train.hard import fastest, hardest
 from streampose.train.pack import Person
 from streampose.train.pose import predict_windows
 from streampose.train.recipe import read_recipe
@@ -54,3 +54,20 @@ def test_hard_ones_are_drawn_as_often_as_asked() -> None:
 def test_hard_belongs_to_the_pack() -> None:
     with pytest.raises(UsageError, match="hard is a share"):
         read_recipe("coco_hrnet_w48", ["encoder.hard=0.2"])
+
+
+def test_fast_ones_are_those_whose_joints_went_far() -> None:
+    def went(by: float) -> Subject:
+        now, then = labelled(np.full((17, 2), 60.0)), labelled(np.full((17, 2), 60.0 - by))
+        return Subject(Wall(), now.person, 9, (8, 5), support_people=(now.person, then.person))
+
+    people = [went(by) for by in (0, 1, 20, 2, 0, 1, 30, 2)] + [labelled(np.full((17, 2), 60.0))]
+    assert sorted(fastest(people)) == [2, 6]
+    assert len(fastest([labelled(np.full((17, 2), 60.0))] * 5)) == 5  # stills: nobody moves
+
+
+def test_fast_and_strides_belong_to_the_pack() -> None:
+    with pytest.raises(UsageError, match="fast and clip_strides belong"):
+        read_recipe("posetrack17_fami_w48", ["fuser.fast=0.2"])
+    with pytest.raises(UsageError, match="clip_strides are whole numbers"):
+        read_recipe("lite", ["fuser.clip_strides=[0]"])

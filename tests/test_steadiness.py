@@ -98,3 +98,21 @@ def test_what_steadiness_does_not_go_with_is_refused() -> None:
     for change in ("fuser.support_information=0.3", "fuser.offsets=[-2, 2]"):
         with pytest.raises(UsageError, match="steadiness goes with"):
             read_recipe("lite", ["fuser.steadiness=0.1", change])
+
+
+def test_flicker_counts_less_on_what_moves() -> None:
+    """Of two joints that jump by the same, the one whose label rests decides."""
+    window = batch(range(1))
+    seen = list(views(window, torch.zeros(1, 6, 1, 1, 1), OFFSETS))
+    weights = torch.zeros(1, 17)
+    weights[:, :2] = 1
+    still = {"weights": weights, "back": torch.eye(2, 3)[None]}
+    resting = [view._replace(points=seen[0].points.clone(), **still) for view in seen]
+    resting[2].points[:, 1, 0] -= 0.2 * float(window["side"][0])  # joint 1 goes by 20 % of the box
+    resting[1].points[:, 1, 0] -= 0.1 * float(window["side"][0])
+    losses = []
+    for joint in (0, 1):
+        found = [view.points.clone() for view in resting]
+        found[1][:, joint, 0] += 0.05 * float(window["side"][0])
+        losses.append(float(tremble_loss(found, resting, window["side"])))
+    assert losses[0] > 20 * losses[1]

@@ -14,8 +14,15 @@ from torch.utils.data import DataLoader
 
 from streampose.skeleton import COCO17, JHMDB
 from streampose.train.augment import half_body_box
-from streampose.train.pack import Person, Still
-from streampose.train.windows import ShuffledWindows, Subject, Windows, WindowSettings, make_window
+from streampose.train.pack import Clip, Person, Still
+from streampose.train.windows import (
+    ShuffledWindows,
+    Subject,
+    Windows,
+    WindowSettings,
+    clip_subjects,
+    make_window,
+)
 
 OFFSETS = (-4, -3, -2, -1)
 JOINT = 9  # the left wrist; its mirror is 10
@@ -198,3 +205,66 @@ def test_spinning_turns_people_by_any_angle_and_labels_follow() -> None:
         away = point - np.array([96, 128])
         directions.append(int(np.arctan2(away[1], away[0]) // (np.pi / 2)))
     assert set(directions) == {-2, -1, 0, 1}
+
+
+def test_a_limb_moves_by_itself_and_its_label_with_it() -> None:
+    settings = replace(PLAIN, crop_drift=0, limb_motion=0.03, all_frames=1, rotation_deg=0)
+    moved = []
+    for seed in range(8):
+        window = make_window(subject(), settings, np.random.default_rng(seed))
+        joint = int(window["weights"].argmax())
+        for crop, points in zip(window["crops"], window["frame_points"], strict=True):
+            assert spot(crop) == pytest.approx(points[joint], abs=1.5)
+        at = window["frame_points"][:, joint]
+        np.testing.assert_array_equal(at[0], window["points"][joint])
+        steps = [at[0] - at[4], at[4] - at[3], at[3] - at[2], at[2] - at[1]]  # frames 0, -1, -2, -3, -4
+        np.testing.assert_allclose(steps, np.tile(steps[0], (4, 1)), atol=0.02)
+        moved.append(float(np.linalg.norm(steps[0]) / window["side"]))
+    assert max(moved) <= 0.03 + 1e-3
+    assert np.median(moved) > 0.005
+
+
+class Walk:
+    """A bright spot, the left wrist, that goes to the right by eight pixels a frame."""
+
+    moving = True
+
+    def image(self, index: int) -> np.ndarray:
+        image = np.zeros((240, 400, 3), np.uint8)
+        return np.asarray(cv2.circle(image, (60 + 8 * index, 100), 4, (255, 255, 255), -1), np.uint8)
+
+
+def walker(index: int) -> Person:
+    keypoints = np.zeros((17, 3), np.float32)
+    keypoints[JOINT] = 60.5 + 8 * index, 100.5, 1
+    box = np.array([20 + 8 * index, 60, 100 + 8 * index, 200 + 2 * index], np.float32)
+    return Person(box, keypoints, np.zeros(17, np.bool_), suspect=False, ignore=False, track_id=1)
+
+
+def test_supporting_frames_are_cut_by_their_own_boxes_where_asked() -> None:
+    indices = tuple(12 + offset for offset in OFFSETS)
+    people = tuple(walker(index) for index in indices)
+    walk = Subject(Walk(), walker(12), 12, indices, support_people=people)
+    places = {}
+    for own in (0.0, 1.0):
+        settings = replace(PLAIN, crop_drift=0, own_crops=own, flip=0, rotation_deg=0)
+        window = make_window(walk, settings, np.random.default_rng(1))
+        for crop, transform, index in zip(window["crops"], window["transforms"], (12, *indices), strict=True):
+            moved = window["points"][JOINT] - [8 * (12 - index) * window["side"] / 164, 0]
+            assert spot(crop) == pytest.approx(transform[:, :2] @ moved + transform[:, 2], abs=1.5)
+        places[own] = [spot(crop)[0] for crop in window["crops"]]
+    assert max(places[0.0]) - min(places[0.0]) > 25
+    assert max(places[1.0]) - min(places[1.0]) < 6
+
+
+def test_every_nth_frame_of_a_clip_is_a_faster_clip() -> None:
+    clip = Clip("walk", 25.0, (b"",) * 30, tuple((labelled_walker(index),) for index in range(30)))
+    subjects = clip_subjects([clip], OFFSETS, every=5, stride=3)
+    assert [s.index for s in subjects] == [15, 20, 25]
+    assert subjects[0].support_indices == (3, 6, 9, 12)
+    assert [p.keypoints[0, 0] for p in subjects[0].support_people if p] == [3, 6, 9, 12]
+
+
+def labelled_walker(index: int) -> Person:
+    keypoints = np.full((17, 3), [index, 100, 1], np.float32)
+    return Person(np.array([0, 0, 50, 90], np.float32), keypoints, np.zeros(17, np.bool_), False, False, track_id=2)

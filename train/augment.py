@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -17,6 +17,8 @@ Array = NDArray[np.float32]
 Rng = np.random.Generator
 
 LOWER_BODY = ("hip", "knee", "ankle")
+SWING_SIGMA = (0.8, 1.6)
+"""A moving limb takes along what is near it: the spread of that, over the farthest that it moves in a window."""
 HALF_BODY_GROWTH = 1.2
 """Half a body's box is the extent of its joints grown by this; with the crop's margin of 1.25 that is HRNet's 1.5."""
 LEAST_HALF_BODY = 3
@@ -62,6 +64,49 @@ def motions(centre: Array, side: float, offsets: Sequence[int], strength: float,
         shift = centre - linear @ centre + speed * offset + rng.uniform(-0.005, 0.005, 2) * side
         moved.append(np.concatenate([linear, shift[:, None]], axis=1).astype(np.float32))
     return moved
+
+
+def swing(crops: list[Image], labels: list[Array], offsets: Sequence[int], speed: float, rng: Rng) -> None:
+    """Made-up movement of limbs: in the supporting frames of a still, the surroundings of a few joints lie elsewhere.
+
+    Args:
+        crops: of the window, key frame first, which stays.
+        labels: (J, 3) of each frame, x and y in its crop's pixels, and weight; they move along.
+        speed: largest movement between neighbouring frames, in crop pixels.
+    """
+    seen = np.flatnonzero(labels[0][:, 2] > 0)
+    if not len(seen):
+        return
+    chosen = rng.choice(seen, min(len(seen), int(rng.integers(1, 5))), replace=False)
+    angles, sizes = rng.uniform(0, 2 * np.pi, len(chosen)), rng.uniform(0, speed, len(chosen))
+    velocities = np.column_stack([np.cos(angles), np.sin(angles)]) * sizes[:, None]
+    sigmas = np.maximum(rng.uniform(*SWING_SIGMA, len(chosen)) * sizes * -min(offsets), 0.06 * len(crops[0]))
+    for frame, offset in enumerate(offsets, 1):
+        centres = labels[frame][chosen, :2].astype(np.float64)
+
+        def displacement(points: NDArray[np.float64], at: NDArray[np.float64] = centres, by: int = offset) -> Any:
+            apart = np.square(points[..., None, :] - at).sum(axis=-1)
+            near = np.exp(-apart / (2 * sigmas**2))
+            return (near / np.maximum(1, near.sum(axis=-1, keepdims=True))) @ (velocities * by)
+
+        crops[frame] = _warped(crops[frame], displacement)
+        labels[frame] = labels[frame].copy()
+        labels[frame][:, :2] += displacement(labels[frame][:, :2].astype(np.float64))
+
+
+def _warped(crop: Image, displacement: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Image:
+    """The crop with what lies at each point p moved to p + displacement(p), for points (..., 2)."""
+    height, width = crop.shape[:2]
+    step = 8
+    grid = np.stack(np.meshgrid(np.arange(0, width + 1, step), np.arange(0, height + 1, step)), axis=-1).astype(float)
+    origin = grid.copy()
+    for _ in range(4):
+        origin = grid - displacement(origin)
+    fine = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).astype(np.float32) / step
+    off = cv2.remap((origin - grid).astype(np.float32), fine[..., 0], fine[..., 1], cv2.INTER_LINEAR)
+    at = fine * step + off - 0.5
+    moved = cv2.remap(crop, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, np.uint8)
 
 
 def drift(key: Array, side: float, size: tuple[int, int], strength: float, rng: Rng) -> Array:

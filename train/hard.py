@@ -1,4 +1,4 @@
-"""Hard examples: whom a network gets most wrong, to be seen more often."""
+"""Hard examples: whom a network gets most wrong, and who moves fast, to be seen more often."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ HARDEST = 0.25
 FAR = 0.3
 """Joints farther off, in box sides, count no more: the label may be wrong."""
 BATCH = 16
+FASTEST = 0.25
+"""Share of a set's windows in which people count as fast."""
 
 
 def hardest(model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int]) -> NDArray[np.intp]:
@@ -38,3 +40,30 @@ def hardest(model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int])
             far = np.linalg.norm(found[:, :2] - sample["points"], axis=1) / sample["side"]
             off[place] = np.average(np.minimum(far, FAR), weights=sample["weights"] + 1e-6)
     return np.argsort(-off, kind="stable")[: max(1, int(HARDEST * len(subjects)))]
+
+
+def fastest(subjects: Sequence[Subject]) -> NDArray[np.intp]:
+    """In which windows people move most.
+
+    Returns:
+        The indices of the fastest quarter, by how far their joints lie, on average and in box sides, from where they
+        were in the oldest supporting frame; all indices where nothing is known to move.
+    """
+    moved = np.array([_moved(subject) for subject in subjects])
+    if not moved.any():
+        return np.arange(len(subjects))
+    return np.argsort(-moved, kind="stable")[: max(1, int(FASTEST * len(subjects)))]
+
+
+def _moved(subject: Subject) -> float:
+    there = [place for place, person in enumerate(subject.support_people) if person is not None]
+    if not there:
+        return 0.0
+    now = subject.person
+    then = subject.support_people[min(there, key=lambda place: subject.support_indices[place])]
+    assert then is not None
+    known = (now.keypoints[:, 2] > 0) & (then.keypoints[:, 2] > 0)
+    if not known.any():
+        return 0.0
+    far = np.linalg.norm(now.keypoints[known, :2] - then.keypoints[known, :2], axis=1).mean()
+    return float(far / max(1.0, float(max(now.box[2:] - now.box[:2]))))

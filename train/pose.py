@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 COARSE_WEIGHT = 0.3
 CELL_PX = 4.0
 SHEET_CROPS = 24
+VAL_CLIP_EVERY = 10
+LEAST_WEIGHT = 0.3
+"""Where a teacher labelled, joints count from this weight on."""
 Stage = EncoderStage | FuserStage | Int8Stage
 
 
@@ -55,6 +58,7 @@ class PoseData:
     epoch_samples: int | None
     val: list[Subject]
     skeleton: Skeleton
+    val_clips: list[Subject] = field(default_factory=list)
 
 
 class PoseTask:
@@ -188,7 +192,13 @@ class FuserTask(PoseTask):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         assert isinstance(model, FamiPose)
-        return both_pcks(model, self.data.val, self.stage.size)
+        figures = both_pcks(model, self.data.val, self.stage.size)
+        if self.data.val_clips:
+            result = window_pck(model, self.data.val_clips, self.stage.size, 0.0)
+            near = window_pck(model, self.data.val_clips, self.stage.size, 0.0, share=0.05)
+            figures |= {"pck01_clips_single": result.single, "pck01_clips_five": result.fused}
+            figures |= {"pck005_clips_single": near.single, "pck005_clips_five": near.fused}
+        return figures
 
 
 def both_pcks(model: FamiPose, people: Sequence[Subject], size: tuple[int, int]) -> dict[str, float]:
@@ -242,7 +252,7 @@ class WindowPck(NamedTuple):
 def window_pck(
     model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float, share: float = 0.1
 ) -> WindowPck:
-    """How many human-labelled joints are found, at the labelled boxes; see `window_hits`."""
+    """How many labelled joints are found, at the labelled boxes; see `window_hits`."""
     total, *right = window_hits(model, subjects, size, corrupt_key, share).sum(axis=0)
     shares = [float(hits / max(total, 1)) for hits in right]
     return WindowPck(shares[0], shares[1] if model.offsets else float("nan"))
@@ -251,10 +261,10 @@ def window_pck(
 def window_hits(
     model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float, share: float = 0.1
 ) -> NDArray[np.int_]:
-    """How many human-labelled joints each person has, and how many of them are found, at the labelled boxes.
+    """How many labelled joints each person has, and how many of them are found, at the labelled boxes.
 
     Args:
-        subjects: people whose joints a human labelled.
+        subjects: people; joints that a human labelled count, and of who has none all of weight 0.3 or more.
         size: (height, width) of the crops.
         corrupt_key: share of the windows whose key frame is blurred, darkened or covered; the others are clean.
         share: a joint is found within this share of the longer side of the person's box.
@@ -268,15 +278,21 @@ def window_hits(
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
-        human = np.stack([sample["human"] for sample in samples])
+        known = np.stack([_counted(sample) for sample in samples])
         points = np.stack([sample["points"] for sample in samples])
         reach = share * np.array([sample["side"] for sample in samples])
         found = rows[start : start + 16]
-        found[:, 0] = human.sum(axis=1)
+        found[:, 0] = known.sum(axis=1)
         for mode, keypoints in enumerate(predict_windows(model, samples, encoder), 1):
             near = np.linalg.norm(keypoints[..., :2] - points, axis=2) <= reach[:, None]
-            found[:, mode] = (near & human).sum(axis=1)
+            found[:, mode] = (near & known).sum(axis=1)
     return rows
+
+
+def _counted(sample: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """(J,) which joints of a window a figure counts."""
+    human: NDArray[np.bool_] = sample["human"]
+    return human if human.any() else sample["weights"] >= LEAST_WEIGHT
 
 
 def human_subjects(stills: Sequence[Still]) -> list[Subject]:
@@ -285,7 +301,7 @@ def human_subjects(stills: Sequence[Still]) -> list[Subject]:
 
 
 def training_groups(
-    data: Path, shares: Mapping[str, float], offsets: Sequence[int], clip_every: int
+    data: Path, shares: Mapping[str, float], offsets: Sequence[int], clip_every: int, strides: Sequence[int] = (1,)
 ) -> list[tuple[list[Subject], float]]:
     """The training split's subjects of the pack, by set, each with its share of the samples; `clips` is the set of all
     clips.
@@ -298,7 +314,8 @@ def training_groups(
         if not share:
             continue
         if name == "clips":
-            subjects = clip_subjects(read_clips(data, "train"), offsets, clip_every)
+            clips = read_clips(data, "train")
+            subjects = [s for stride in strides for s in clip_subjects(clips, offsets, clip_every, stride=stride)]
         else:
             subjects = still_subjects(read_stills(data, "train", [name]))
         check_filled(name, subjects, data)
@@ -312,16 +329,20 @@ def read_data(stage: Stage, data: Path) -> PoseData:
     Raises:
         UsageError: an unknown data set or augmentation, or the folder is not in the data set's layout.
     """
-    offsets = stage.offsets if isinstance(stage, WindowStage) else ()
+    offsets = model_offsets = stage.offsets if isinstance(stage, WindowStage) else ()
     if isinstance(stage, FuserStage) and stage.steadiness:
         offsets = longer_offsets(offsets)
     settings = _window_settings(stage, offsets)
     if stage.data == "pack":
-        groups = training_groups(data, stage.shares, offsets, stage.clip_every)
+        strides = stage.clip_strides if isinstance(stage, FuserStage) else (1,)
+        groups = training_groups(data, stage.shares, offsets, stage.clip_every, strides)
         val = human_subjects(read_stills(data, "val", ["lspet"]))
         if not val:
             raise UsageError(f"{data} has no human-labelled validation people: lspet needs over 60 pictures")
-        return PoseData(Windows(groups, settings, stage.loop.seed), None, _spread(val, stage), COCO17)
+        endless = Windows(groups, settings, stage.loop.seed)
+        clips = read_clips(data, "val") if isinstance(stage, WindowStage) else []
+        moving = clip_subjects(clips, model_offsets, VAL_CLIP_EVERY)
+        return PoseData(endless, None, _spread(val, stage), COCO17, moving)
     splits = (f"train{stage.fold}", f"test{stage.fold}") if stage.data == "jhmdb" else ("train", "val")
     subjects, val = (read_subjects(stage.data, data, split, offsets) for split in splits)
     windows = ShuffledWindows(subjects, settings, stage.loop.seed)

@@ -15,7 +15,7 @@ from streampose.model.int8 import is_int8
 from streampose.model.lite import LiteEncoder
 from streampose.skeleton import Skeleton
 from streampose.train.from_bundle import is_bundle, pose_of_bundle, settle
-from streampose.train.hard import hardest
+from streampose.train.hard import fastest, hardest
 from streampose.train.int8 import Int8Task
 from streampose.train.loop import Batch
 from streampose.train.pose import EncoderTask, FuserTask, Stage, read_data
@@ -73,6 +73,8 @@ def fuser_task(stage: FuserStage, data: Path, before: Path | None) -> FuserTask:
         _take_fuser(model, _load(stage.fuser_weights), stage.fuser_weights, content.windows)
         assert isinstance(model.fuser, Fuser)
         model.fuser.start_from(model.encoder.head)
+    if stage.fast and isinstance(content.windows, Windows):
+        content.windows.prefer([fastest(group) for group in content.windows.groups], stage.fast)
     return FuserTask(model, content, stage)
 
 

@@ -124,17 +124,25 @@ class FuserStage(WindowStage, tag_field="kind", tag="fuser", frozen=True):
         fuser_weights: after an encoder stage: what alignment and trust begin with, see `weights`; "" for random ones.
         steadiness: weight of the term `tremble` (see `train.losses.tremble_loss`); above 0 each window is fused for its
             last three frames, and all three are learnt.
+        clip_strides: of "pack": each n gives windows of every n-th frame of a clip, in which all moves n times as fast.
+        fast: of "pack": share of the samples that are drawn from the quarter of each set in which people move most.
     """
 
     alignment: Literal["per-frame", "joint"] = "per-frame"
     support_information: float = 0.0
     fuser_weights: str = ""
     steadiness: float = 0.0
+    clip_strides: tuple[int, ...] = (1,)
+    fast: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steadiness and (self.heatmap != "distribution" or self.support_information or max(self.offsets) >= 0):
             raise ValueError('steadiness goes with heatmap = "distribution", past offsets, and no support_information')
+        if not self.clip_strides or min(self.clip_strides) < 1:
+            raise ValueError(f"clip_strides are whole numbers from 1, got {list(self.clip_strides)}")
+        if not 0 <= self.fast <= 1 or (self.data != "pack" and (self.fast or self.clip_strides != (1,))):
+            raise ValueError('fast is a share, 0 to 1; fast and clip_strides belong to data = "pack"')
 
 
 class Int8Stage(WindowStage, tag_field="kind", tag="int8", frozen=True):

@@ -11,6 +11,8 @@ from torch import Tensor
 FRAMES = 3
 """A path's bend is seen over three frames."""
 BEND = (1.0, -2.0, 1.0)
+CALM = 2.0
+"""A joint that moves this far in two steps, in percent of the box, counts half: flicker is seen on what rests."""
 KNEE = 0.5
 """Bends below this, in percent of the box, count nearly in full, larger ones less and less: small ones are flicker."""
 
@@ -63,14 +65,17 @@ def tremble_loss(points: Sequence[Tensor], seen: Sequence[View], side: Tensor) -
 
     Returns:
         The weighted mean of log(1 + bend / 0.5), bend being |p[0] - 2 p[1] + p[2] - the labels'| in percent of `side`;
-        a scalar.
+        a scalar. A joint weighs the less the farther its label moves from the first view to the last.
     """
     off = torch.zeros_like(points[0])
+    first, last = (_apply(view.back, view.points) for view in (seen[-1], seen[0]))
+    travelled = 100 * (last - first).norm(dim=2) / side[:, None]
     for share, found, view in zip(BEND, points, seen, strict=True):
         off = off + share * (_apply(view.back, found) - _apply(view.back, view.points))
     length = 100 * off.square().sum(dim=2).add(1e-6).sqrt() / side[:, None]
-    known = torch.stack([view.weights for view in seen]).amin(dim=0)
-    return ((length / KNEE).log1p() * known).sum() / known.sum().clamp(min=1e-6)
+    known = torch.stack([view.weights for view in seen]).amin(dim=0) / (1 + (travelled / CALM).square())
+    loss: Tensor = ((length / KNEE).log1p() * known).sum() / known.sum().clamp(min=1e-6)
+    return loss
 
 
 def _apply(affine: Tensor, points: Tensor) -> Tensor:

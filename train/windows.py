@@ -32,7 +32,9 @@ class WindowSettings:
         spin: chance that the crop is turned by any angle, for people upside down.
         occlude: chance that a patch covers part of the person (all frames).
         crop_drift: largest change of the crop between frames of a window, in box sides.
+        own_crops: chance that supporting frames of a clip are cut by the person's own boxes in them, as a stream's are.
         motion: largest made-up movement between neighbouring frames of a still, in box sides.
+        limb_motion: largest made-up movement of a limb by itself between neighbouring frames of a still, in box sides.
         corrupt_key: chance that only the key frame is blurred, darkened or covered.
         born: chance that the track is so young that its oldest supporting frames, or all, are the oldest one there is.
         flip: chance of the mirror picture, with left and right joints exchanged.
@@ -53,7 +55,9 @@ class WindowSettings:
     spin: float = 0.0
     occlude: float = 0.2
     crop_drift: float = 0.05
+    own_crops: float = 0.0
     motion: float = 0.03
+    limb_motion: float = 0.0
     corrupt_key: float = 0.5
     born: float = 0.15
     flip: float = 0.5
@@ -103,12 +107,15 @@ def still_subjects(stills: Sequence[Still], min_joints: int = 4) -> list[Subject
     return [Subject(still, person) for still in stills for person in still.people if _usable(person, min_joints)]
 
 
-def clip_subjects(clips: Sequence[Clip], offsets: Sequence[int], every: int = 1, min_joints: int = 6) -> list[Subject]:
-    """Tracked people of some clips, on every `every`-th frame that has all its supporting frames."""
+def clip_subjects(
+    clips: Sequence[Clip], offsets: Sequence[int], every: int = 1, min_joints: int = 6, stride: int = 1
+) -> list[Subject]:
+    """Tracked people of some clips, on every `every`-th frame that has all its supporting frames; with a `stride` of n
+    only every n-th frame of the clip is there: all moves n times as fast."""
     subjects = []
     for clip in clips:
         for index in range(0, len(clip.people), every):
-            supports = tuple(index + offset for offset in offsets)
+            supports = tuple(index + stride * offset for offset in offsets)
             if any(not 0 <= support < len(clip.people) for support in supports):
                 continue
             for person in clip.people[index]:
@@ -194,7 +201,11 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     box, flip = subject.person.box, bool(rng.random() < settings.flip)
     side = float(max(box[2:] - box[:2]))
     key = _key_affine(subject, side, settings, rng)
-    affines = [key] + [augment.drift(key, side, settings.size, settings.crop_drift, rng) for _ in settings.offsets]
+    own = settings.own_crops > 0 and rng.random() < settings.own_crops
+    affines = [key]
+    for place in range(len(settings.offsets)):
+        followed = _follow(key, subject, place) if own else key
+        affines.append(augment.drift(followed, side, settings.size, settings.crop_drift, rng))
     strength = 0.0 if subject.source.moving else settings.motion
     motions = augment.motions(np.float32(0.5) * (box[:2] + box[2:]), side, settings.offsets, strength, rng)
     crops = [
@@ -203,7 +214,10 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     ]
     points = transform(subject.person.keypoints[:, :2], key)
     weights, human = subject.person.keypoints[:, 2].copy(), subject.person.human
-    labels = _frame_labels(subject, affines, motions) if settings.all_frames else [points] * len(crops)
+    labels = _frame_labels(subject, affines, motions)
+    if settings.limb_motion and not subject.source.moving:
+        reach = settings.limb_motion * side * float(np.hypot(*key[0, :2]))
+        augment.swing(crops, labels, settings.offsets, reach, rng)
     if other is not None:
         affine = crop_affine(other.person.box, settings.size)
         augment.paste(crops, points, cut(other.source.image(other.index), affine, settings.size), rng)
@@ -237,6 +251,17 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
         "human": human,
         "side": np.float32(side * np.hypot(*key[0, :2])),
     }
+
+
+def _follow(key: NDArray[np.float32], subject: Subject, place: int) -> NDArray[np.float32]:
+    """The key frame's crop (2, 3), moved and scaled as the person's box is in a supporting frame."""
+    same = subject.support_people[place] if subject.source.moving and subject.support_people else None
+    if same is None:
+        return key
+    now, then = subject.person.box, same.box
+    scale = float(max(now[2:] - now[:2]) / max(1.0, float(max(then[2:] - then[:2]))))
+    shift = 0.5 * ((now[:2] + now[2:]) - scale * (then[:2] + then[2:]))
+    return compose(key, np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32))
 
 
 def _frame_labels(
