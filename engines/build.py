@@ -30,34 +30,37 @@ DETECTOR_LIMIT = 1e-3
 """Largest difference of a detector's box, in input pixels, and of its score."""
 (DETECTOR_FILE,) = GRAPHS["person-detector"]
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
+SCORE_THRESHOLD = 0.4
 KEY_FRAMES = range(4, 48, 6)
 """Where in the bundled clip the windows of the gate are; int8 is calibrated on what comes after them."""
 DRIFT = 0.01
 """How far the crops of every second person's window move, as a share of the person's longer side."""
 
 
-def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float = 0.4) -> Manifest:
+def build_from_checkpoint(checkpoint: Path, out: Path, score_threshold: float | None = None) -> Manifest:
     """Write what a recipe trained, a pose network or a person detector, as a bundle for ONNX Runtime.
 
     Args:
         checkpoint: `checkpoint.pt` of a recipe's last stage.
         out: folder to write; it must not exist. Its name becomes the model's.
-        score_threshold: lowest score that counts, 0..1 (detector).
+        score_threshold: of a detector: lowest score that counts, 0..1; 0.4 if nothing is said.
 
     Raises:
         ModelError: the checkpoint is missing, of another network, or fails the gate.
         UsageError, OutputError: see `build_bundle`.
     """
-    if not 0 < score_threshold < 1:
+    if score_threshold is not None and not 0 < score_threshold < 1:
         raise UsageError(f"the score threshold lies between 0 and 1, not at {score_threshold}")
     description, _ = read_checkpoint(checkpoint)
     if DETECTOR not in description:
+        if score_threshold is not None:
+            raise UsageError(f"{checkpoint} is a pose network; a score threshold goes with a detector's checkpoint")
         network = load(checkpoint)
         if not network.offsets:
             raise ModelError(f"{checkpoint} is a single-frame network; give the checkpoint of a fuser stage")
         return build_bundle(network, out, out.name)
     detector = load_detector(checkpoint)
-    return build_detector(PersonExport(detector).eval(), out, detector.input_size, score_threshold)
+    return build_detector(PersonExport(detector).eval(), out, detector.input_size, score_threshold or SCORE_THRESHOLD)
 
 
 def precision_of(checkpoint: Path) -> str:

@@ -204,7 +204,7 @@ def build_engine(
     precision: str | None,
     max_batch: int,
     out: Path | None,
-    score_threshold: float,
+    score_threshold: float | None = None,
 ) -> tuple[Manifest, Path]:
     """What `streampose build-engine` does; arguments as there.
 
@@ -218,6 +218,8 @@ def build_engine(
     if (model is None) == (checkpoint is None):
         raise UsageError("build-engine takes one of --model and --checkpoint")
     if model is not None:
+        if score_threshold is not None:
+            raise UsageError(f"{model} keeps its own threshold; --score-threshold goes with a detector's --checkpoint")
         if (target, precision) == ("onnxruntime", "fp32"):
             raise UsageError(f"{model} is there for onnxruntime in fp32 already; choose a --target or --precision int8")
         manifest = read_manifest(locate_bundle(model))

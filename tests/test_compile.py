@@ -108,7 +108,9 @@ def test_int8_halves_the_encoder_and_keeps_the_rest(tmp_path: Path, monkeypatch:
 
 
 def test_one_source_and_one_place(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"precision": None, "max_batch": 4, "score_threshold": 0.4}
+    arguments: dict[str, Any] = {"precision": None, "max_batch": 4}
+    with pytest.raises(UsageError, match="keeps its own threshold"):
+        build_engine("person", None, "onnxruntime", "int8", 4, tmp_path / "a", score_threshold=0.5)
     with pytest.raises(UsageError, match="one of --model and --checkpoint"):
         build_engine(None, None, "onnxruntime", out=tmp_path / "a", **arguments)
     with pytest.raises(UsageError, match="is there for onnxruntime in fp32 already"):

@@ -226,7 +226,7 @@ def test_training_keeps_its_steps_when_resumed_and_a_checkpoint_says_that_it_is_
     assert all(term in rows for term in ("loss,divergence", "loss,features", "val,fp32_pck01_clean_five"))
     network = load(checkpoint)
     assert isinstance(network.encoder.out[1][0], Convolution8)
-    arguments = {"max_batch": 1, "out": tmp_path / "out", "score_threshold": 0.4}
+    arguments = {"max_batch": 1, "out": tmp_path / "out"}
     for target, precision in (("onnxruntime", "fp32"), ("tensorrt", None)):
         with pytest.raises(UsageError, match="was trained in int8, which is for --target onnxruntime"):
             build_engine(None, checkpoint, target, precision, **arguments)

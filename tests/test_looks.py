@@ -284,3 +284,49 @@ def test_a_meeting_goes_on_with_who_comes_back_under_another_key() -> None:
     meetings._open[1, 2] = 0.5
     meetings.renew(1, 7)
     assert meetings._open == {(7, 2): 0.5}
+
+
+def seen_by(meetings: Meetings, people: list[Tracked], boxes: list[Box], worn: list[Clothes], now_s: float) -> None:
+    """A frame in which everybody is detected; who comes later in the list is in front."""
+    picture = scenery(*SIZE)
+    for box, clothes in zip(boxes, worn, strict=True):
+        dress(picture, box, clothes)
+    meetings.see(picture, people, {p.key: box for p, box in zip(people, boxes, strict=True)}, now_s)
+
+
+def test_nobody_is_looked_at_who_is_partly_covered() -> None:
+    people = [somebody(1, colours(a=1)), somebody(2, colours(b=1))]
+    known = [person.look for person in people]
+    boxes, worn = [standing(100), standing(124)], [(RED, BLACK), (BLUE, WHITE)]
+    assert 0.1 < covered(np.stack(boxes))[0, 1] < 0.3
+    seen_by(meetings := Meetings(), people, boxes, worn, 0.0)
+    assert not meetings._open
+    assert all(person.look is look_before for person, look_before in zip(people, known, strict=True))
+    seen_by(meetings, people, [standing(100), standing(160)], worn, 0.1)
+    assert not any(np.array_equal(person.look, before) for person, before in zip(people, known, strict=True))
+
+
+def test_looks_are_not_learnt_while_it_is_open_who_is_who() -> None:
+    """Two dressed as nobody has seen them: nothing tells who is who, so neither look changes until that is given up."""
+    people = [somebody(1, colours(a=1)), somebody(2, colours(b=1))]
+    known = [np.copy(person.look) for person in people if person.look is not None]
+    worn = [(RED, BLACK), (BLUE, WHITE)]
+    seen_by(meetings := Meetings(), people, [standing(100), standing(110)], worn, 0.0)
+    for now_s in (0.5, 1.0, 1.9):
+        seen_by(meetings, people, [standing(60), standing(200)], worn, now_s)
+        assert list(meetings._open) == [(1, 2)]
+        assert all(np.array_equal(person.look, before) for person, before in zip(people, known, strict=True))
+    seen_by(meetings, people, [standing(60), standing(200)], worn, 2.1)
+    assert not meetings._open
+    assert not any(np.array_equal(person.look, before) for person, before in zip(people, known, strict=True))
+
+
+def test_a_motion_that_few_corners_share_is_none_of_the_camera() -> None:
+    """Three strips of the background move three ways: no half of it agrees."""
+    wide, camera = scenery(400, 600), CameraMotion()
+    for frame in range(4):
+        strips = [
+            wide[60 + 80 * i : 140 + 80 * i, 200 + way * frame :][:, : SIZE[1]] for i, way in enumerate((-20, 8, 20))
+        ]
+        affine = camera.follow(frame * DT_S, np.vstack(strips), np.zeros((0, 4), np.float32))
+        assert affine is None

@@ -218,7 +218,10 @@ def build_engine(
         Path | None,
         typer.Option(metavar="BUNDLE", help="Folder to write; by default where `run --backend auto` looks for it."),
     ] = None,
-    score_threshold: Annotated[float, typer.Option(help="Of a detector: lowest score that counts, 0 to 1.")] = 0.4,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(help="Of a detector's checkpoint: lowest score that counts, 0 to 1; by default 0.4."),
+    ] = None,
 ) -> None:
     """Compile a network for a target; nothing is written unless it computes what torch does.
 
