@@ -17,7 +17,7 @@ from streampose.geometry import crop_affine, transform
 from streampose.train.augment import spoil
 from streampose.train.bootstrap import wilson
 from streampose.train.pack import Clip, Person
-from streampose.train.video_eval import STRENGTHS, _trembling, corrupted_pck, jitter
+from streampose.train.video_eval import STRENGTHS, _trembling, corrupted_pck, jitter, speed_pck
 from streampose.train.windows import Subject, clip_subjects
 
 BOX = np.array([20, 20, 60, 120], np.float32)
@@ -138,3 +138,36 @@ def test_jitters_interval_is_over_tracks_and_its_ratio_over_the_same_ones() -> N
     assert figures["five_per_teacher_95"] == pytest.approx((0.5, 0.5))
     assert figures["five_per_single_95"] == pytest.approx((1 / 3, 1 / 3))
     assert (figures["joints"], figures["tracks"]) == (480, 12)
+
+
+def test_an_answer_that_lags_is_seen_on_the_joints_that_move() -> None:
+    """One arm goes to the right by 7 % of the box a frame; five frames answer where it was a frame before."""
+    manifest = load_engine("lite").manifest
+    jpeg = cv2.imencode(".jpg", Garden().image())[1].tobytes()
+
+    def points(frame: int, lag: float = 0) -> np.ndarray:
+        moved = POINTS.copy()
+        moved[9, 0] += 7 * (frame - 5 - lag)
+        return moved
+
+    people = tuple((Person(BOX, points(f), np.zeros(17, np.bool_), False, False, 1),) for f in range(7))
+    affine = crop_affine(BOX, manifest.input_size)
+
+    class Lagging(Seer):
+        def fuse(self, windows: Sequence[Sequence[bool]], transforms: np.ndarray) -> np.ndarray:  # noqa: ARG002
+            alone = len({id(feature) for feature in windows[0]}) == 1
+            answer = points(6, lag=0 if alone else 1)
+            return np.column_stack([transform(answer[:, :2], affine), np.ones(17)])[None].astype(np.float32)
+
+        def encode(self, crops: Sequence[Crops]) -> list[object]:  # type: ignore[override]
+            return [object() for _ in crops]
+
+    subjects = clip_subjects([Clip("garden", 25.0, (jpeg,) * 7, people)], manifest.offsets, 6)
+    assert [subject.index for subject in subjects] == [6]
+    figures = speed_pck(Lagging(manifest, POINTS.copy()), subjects)  # type: ignore[arg-type]
+    assert set(figures) == {"from 0", "from 0.2"}
+    assert (figures["from 0"]["joints"], figures["from 0.2"]["joints"]) == (16, 1)
+    assert figures["from 0"]["within 0.05"]["gain"] == 0
+    assert figures["from 0.2"]["within 0.1"]["gain"] == 0
+    assert figures["from 0.2"]["within 0.05"]["five"] == 0
+    assert figures["from 0.2"]["within 0.05"]["gain"] == -1

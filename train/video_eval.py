@@ -24,12 +24,14 @@ Array = NDArray[np.float32]
 
 STRENGTHS = {"blur": (0.04, 0.08, 0.14), "dark": (0.75, 0.88, 0.95), "cover": (0.08, 0.12, 0.16)}
 """Kinds of corruption, see `train.augment.spoil`."""
-NEAR = 0.1
+NEAR, CLOSE = 0.1, 0.05
 SLOW = 0.005
 """People move slowly while the median speed of their joints is under this many box heights a frame."""
 JITTER_FRAMES = 60
-CLIP_EVERY = 10
-"""Of the clips, every n-th frame is a key frame to be corrupted."""
+CLIP_EVERY, SPEED_EVERY = 10, 3
+"""Of the clips, every n-th frame is a key frame to be corrupted, or one on which fast and slow joints are looked at."""
+SPEEDS = (0.0, 0.03, 0.1, 0.2)
+"""Joints are told apart by how far they moved since the oldest supporting frame, box sides: from each of these on."""
 LEAST_WEIGHT = 0.3
 """Joints of clips, which a teacher labelled, count from this weight on."""
 
@@ -45,7 +47,8 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
     Returns:
         "people", "corrupted" (see `corrupted_pck`), "corrupted_clips", the same with real frames beside the key frame
         and the pack's automatic labels, so that it is agreement with what a teacher says of the clean frame,
-        "clip_people", how many key frames of people that is, and "jitter" (see `jitter`).
+        "clip_people", how many key frames of people that is, "speed" (see `speed_pck`), on more of them, and "jitter"
+        (see `jitter`).
 
     Raises:
         UsageError: the folder does not have the pack's layout. ModelError: no such bundle.
@@ -61,6 +64,7 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
         "corrupted": corrupted_pck(engine, subjects, teacher),
         "clip_people": len(moving),
         "corrupted_clips": corrupted_pck(engine, moving, teacher),
+        "speed": speed_pck(engine, clip_subjects(clips, engine.manifest.offsets, SPEED_EVERY)[::every]),
         "jitter": jitter(engine, clips, teacher),
     }
 
@@ -97,6 +101,46 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
             hits[name].append((int(known.sum()), *(int(n.sum()) for n in near)))
     units = _units(subjects)
     return {name: _figures(_sums(np.array(rows), units)) for name, rows in hits.items()}
+
+
+def speed_pck(engine: Engine, subjects: Sequence[Subject]) -> dict[str, dict[str, Any]]:
+    """Whether supporting frames hold back what moves: PCK of five frames and of the key frame alone, all clean, by how
+    far joints moved.
+
+    Args:
+        subjects: people of clips; joints of weight 0.3 or more, also in the oldest supporting frame, count.
+
+    Returns:
+        By "from SPEED", the least way of the joints of a group since the oldest supporting frame in longer box sides
+        (each group ends where the next begins), for groups that have any: "joints", and "within 0.1" and "within 0.05"
+        of the longer box side, each with "five", "single" and "gain", and their intervals "..._95" over tracks.
+    """
+    settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
+    oldest = int(np.argmin(engine.manifest.offsets))
+    rows = np.zeros((len(SPEEDS), len(subjects), 5), np.int_)
+    for index, subject in enumerate(tracked(subjects, "people")):
+        then, now = subject.support_people[oldest], subject.person
+        if then is None:
+            continue
+        window = make_window(subject, settings, np.random.default_rng((7, index)))
+        supports = engine.encode(whole_pictures(window["crops"][1:]))
+        known = (now.keypoints[:, 2] >= LEAST_WEIGHT) & (then.keypoints[:, 2] >= LEAST_WEIGHT)
+        way = np.linalg.norm(now.keypoints[:, :2] - then.keypoints[:, :2], axis=1) / max(now.box[2:] - now.box[:2])
+        group = np.searchsorted(SPEEDS, way, side="right") - 1
+        key = window["crops"][0]
+        answers = [_fuse(engine, key, supports, window["transforms"]), _fuse(engine, key, None, None)]
+        off = np.stack([np.linalg.norm(a[:, :2] - window["points"], axis=1) for a in answers]) / window["side"]
+        for place in range(len(SPEEDS)):
+            counted = known & (group == place)
+            hits = [(off[:, counted] <= reach).sum(axis=1) for reach in (NEAR, CLOSE)]
+            rows[place, index] = counted.sum(), *hits[0], *hits[1]
+    units, figures = _units(subjects), {}
+    for speed, part in zip(SPEEDS, rows, strict=True):
+        sums = _sums(part, units)
+        if joints := int(sums[:, 0].sum()):
+            near = {f"within {NEAR:g}": _figures(sums[:, :3]), f"within {CLOSE:g}": _figures(sums[:, [0, 3, 4]])}
+            figures[f"from {speed:g}"] = {"joints": joints, **near}
+    return figures
 
 
 def _units(subjects: Sequence[Subject]) -> NDArray[np.intp]:
