@@ -56,14 +56,28 @@ def test_hard_belongs_to_the_pack() -> None:
         read_recipe("coco_hrnet_w48", ["encoder.hard=0.2"])
 
 
-def test_fast_ones_are_those_whose_joints_went_far() -> None:
-    def went(by: float) -> Subject:
-        now, then = labelled(np.full((17, 2), 60.0)), labelled(np.full((17, 2), 60.0 - by))
-        return Subject(Wall(), now.person, 9, (8, 5), support_people=(now.person, then.person))
+def went(by: float, clip: Wall, whole: float = 0.0) -> Subject:
+    """One joint went by so much inside the box, and all of the person by `whole`."""
+    now, points = labelled(np.full((17, 2), 60.0)).person, np.full((17, 2), 60.0)
+    points[3] -= by
+    then = labelled(points - whole).person
+    then = Person(BOX - np.float32(whole), then.keypoints, then.human, False, False, -1)
+    return Subject(clip, now, 9, (8, 5), support_people=(now, then))
 
-    people = [went(by) for by in (0, 1, 20, 2, 0, 1, 30, 2)] + [labelled(np.full((17, 2), 60.0))]
+
+def test_fast_ones_are_those_whose_joints_went_far_inside_the_box() -> None:
+    ways = [(0, 90), (1, 0), (20, 0), (2, 0), (0, 50), (1, 0), (30, 0), (2, 0)]
+    people = [went(by, Wall(), whole) for by, whole in ways] + [labelled(np.full((17, 2), 60.0))]
     assert sorted(fastest(people)) == [2, 6]
     assert len(fastest([labelled(np.full((17, 2), 60.0))] * 5)) == 5  # stills: nobody moves
+
+
+def test_no_clip_gives_most_of_the_fast_ones() -> None:
+    wild, others = Wall(), [Wall() for _ in range(20)]
+    people = [went(30, wild) for _ in range(60)] + [went(5, others[place % 20]) for place in range(20)]
+    chosen = fastest(people)
+    assert len(chosen) == 20
+    assert sum(people[index].source is wild for index in chosen) == 4
 
 
 def test_fast_and_strides_belong_to_the_pack() -> None:

@@ -268,3 +268,19 @@ def test_every_nth_frame_of_a_clip_is_a_faster_clip() -> None:
 def labelled_walker(index: int) -> Person:
     keypoints = np.full((17, 3), [index, 100, 1], np.float32)
     return Person(np.array([0, 0, 50, 90], np.float32), keypoints, np.zeros(17, np.bool_), False, False, track_id=2)
+
+
+def test_windows_of_people_who_are_labelled_in_the_key_frame_alone() -> None:
+    """As PoseTrack's and Sub-JHMDB's are: there is no box to follow, and no label but the key frame's."""
+    lonely = Subject(Walk(), walker(12), 12, tuple(12 + offset for offset in OFFSETS))
+    for all_frames in (0, 1):
+        settings = replace(PLAIN, own_crops=1, limb_motion=0.03, all_frames=all_frames, crop_drift=0)
+        window = make_window(lonely, settings, np.random.default_rng(2))
+        np.testing.assert_allclose(window["transforms"], np.tile(np.eye(2, 3, dtype=np.float32), (5, 1, 1)), atol=1e-6)
+        if all_frames:
+            assert window["frame_weights"].sum(axis=1).tolist() == [1, 0, 0, 0, 0]
+
+
+def test_limbs_of_single_frames_do_not_move() -> None:
+    window = make_window(subject(), WindowSettings(limb_motion=0.03), np.random.default_rng(0))
+    assert window["crops"].shape[0] == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streampose.model import FamiPose
-from streampose.train.pose import frozen_encoder, predict_windows
+from streampose.train.pack import Person
+from streampose.train.pose import LEAST_WEIGHT, frozen_encoder, predict_windows
 from streampose.train.windows import Subject, WindowSettings, make_window
 
 HARDEST = 0.25
@@ -18,6 +20,8 @@ FAR = 0.3
 BATCH = 16
 FASTEST = 0.25
 """Share of a set's windows in which people count as fast."""
+ONE_CLIP = 0.2
+"""No clip gives more than this share of them."""
 
 
 def hardest(model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int]) -> NDArray[np.intp]:
@@ -43,16 +47,25 @@ def hardest(model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int])
 
 
 def fastest(subjects: Sequence[Subject]) -> NDArray[np.intp]:
-    """In which windows people move most.
+    """In which windows limbs move most.
 
     Returns:
-        The indices of the fastest quarter, by how far their joints lie, on average and in box sides, from where they
-        were in the oldest supporting frame; all indices where nothing is known to move.
+        The indices of the fastest quarter, by how far joints move, on average and in box sides, inside the person's own
+        box since the oldest supporting frame in which they are labelled; no clip gives more than a fifth of them. All
+        indices where nothing is known to move.
     """
     moved = np.array([_moved(subject) for subject in subjects])
     if not moved.any():
         return np.arange(len(subjects))
-    return np.argsort(-moved, kind="stable")[: max(1, int(FASTEST * len(subjects)))]
+    wanted = max(1, int(FASTEST * len(subjects)))
+    chosen: list[int] = []
+    by_clip: Counter[int] = Counter()
+    for index in np.argsort(-moved, kind="stable"):
+        clip = id(subjects[index].source)
+        if moved[index] > 0 and by_clip[clip] < max(1, int(ONE_CLIP * wanted)):
+            by_clip[clip] += 1
+            chosen.append(int(index))
+    return np.array(chosen[:wanted])
 
 
 def _moved(subject: Subject) -> float:
@@ -62,8 +75,14 @@ def _moved(subject: Subject) -> float:
     now = subject.person
     then = subject.support_people[min(there, key=lambda place: subject.support_indices[place])]
     assert then is not None
-    known = (now.keypoints[:, 2] > 0) & (then.keypoints[:, 2] > 0)
+    known = (now.keypoints[:, 2] >= LEAST_WEIGHT) & (then.keypoints[:, 2] >= LEAST_WEIGHT)
     if not known.any():
         return 0.0
-    far = np.linalg.norm(now.keypoints[known, :2] - then.keypoints[known, :2], axis=1).mean()
-    return float(far / max(1.0, float(max(now.box[2:] - now.box[:2]))))
+    return float(np.linalg.norm(in_box(now)[known] - in_box(then)[known], axis=1).mean())
+
+
+def in_box(person: Person) -> NDArray[np.float32]:
+    """Joints (J, 2) from the middle of the person's box, in its longer sides."""
+    box = person.box
+    side = np.float32(max(1.0, float(max(box[2:] - box[:2]))))
+    return np.asarray((person.keypoints[:, :2] - (box[:2] + box[2:]) / 2) / side, np.float32)

@@ -97,14 +97,20 @@ def clip_split(name: str) -> Split:
     return "val" if name in VAL_CLIPS else "train"
 
 
-def read_stills(root: Path, split: Split, sets: Sequence[str] = STILL_SETS) -> list[Still]:
-    """The pictures of one split, in the order of `sets`, tars and names.
+def still_sets(root: Path) -> tuple[str, ...]:
+    """The names of a pack's sets of pictures: `STILL_SETS`, or, where none of these is there, its own."""
+    there = sorted(path.stem for path in (root / "stills").glob("*.json"))
+    return STILL_SETS if set(there) & set(STILL_SETS) else tuple(there)
+
+
+def read_stills(root: Path, split: Split, sets: Sequence[str] | None = None) -> list[Still]:
+    """The pictures of one split, in the order of `sets` (by default `still_sets`), tars and names.
 
     Raises:
         UsageError: the folder does not have the pack's layout.
     """
     stills = []
-    for set_name in sets:
+    for set_name in still_sets(root) if sets is None else sets:
         path = root / "stills" / f"{set_name}.json"
         labels = _read_json(path)
         people: dict[int, list[Person]] = defaultdict(list)

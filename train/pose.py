@@ -25,7 +25,7 @@ from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
 from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
-from streampose.train.pack import Still, check_filled, read_clips, read_stills
+from streampose.train.pack import Clip, Still, check_filled, read_clips, read_stills, still_sets
 from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, WindowStage
 from streampose.train.sheet import draw_sheet
 from streampose.train.steadiness import longer_offsets, tremble_loss, views
@@ -194,10 +194,10 @@ class FuserTask(PoseTask):
         assert isinstance(model, FamiPose)
         figures = both_pcks(model, self.data.val, self.stage.size)
         if self.data.val_clips:
-            result = window_pck(model, self.data.val_clips, self.stage.size, 0.0)
-            near = window_pck(model, self.data.val_clips, self.stage.size, 0.0, share=0.05)
-            figures |= {"pck01_clips_single": result.single, "pck01_clips_five": result.fused}
-            figures |= {"pck005_clips_single": near.single, "pck005_clips_five": near.fused}
+            off, counted = window_distances(model, self.data.val_clips, self.stage.size, 0.0)
+            for name, share in (("pck01", 0.1), ("pck005", 0.05)):
+                single, five = ((off <= share) & counted[:, None]).sum(axis=(0, 2)) / max(int(counted.sum()), 1)
+                figures |= {f"{name}_clips_single": float(single), f"{name}_clips_five": float(five)}
         return figures
 
 
@@ -272,21 +272,35 @@ def window_hits(
     Returns:
         (N, 3): joints, found by the single-frame head, found from fused windows (0 without supporting frames).
     """
+    off, counted = window_distances(model, subjects, size, corrupt_key)
+    near = ((off <= share) & counted[:, None]).sum(axis=2)
+    rows = np.zeros((len(subjects), 3), np.int_)
+    rows[:, 0], rows[:, 1 : 1 + near.shape[1]] = counted.sum(axis=1), near
+    return rows
+
+
+def window_distances(
+    model: FamiPose, subjects: Sequence[Subject], size: tuple[int, int], corrupt_key: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """How far off each joint is, in longer box sides, and which joints count; arguments as of `window_hits`.
+
+    Returns:
+        Distances (N, 1 or 2, J), of the single-frame head and, with supporting frames, of fused windows; and which
+        joints are counted (N, J).
+    """
     settings = WindowSettings.for_evaluation(size, model.offsets, corrupt_key)
     encoder = frozen_encoder(model)
-    rows = np.zeros((len(subjects), 3), np.int_)
+    off = np.zeros((len(subjects), 1 + bool(model.offsets), model.joints), np.float32)
+    counted = np.zeros((len(subjects), model.joints), np.bool_)
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
-        known = np.stack([_counted(sample) for sample in samples])
+        counted[start : start + 16] = [_counted(sample) for sample in samples]
         points = np.stack([sample["points"] for sample in samples])
-        reach = share * np.array([sample["side"] for sample in samples])
-        found = rows[start : start + 16]
-        found[:, 0] = known.sum(axis=1)
-        for mode, keypoints in enumerate(predict_windows(model, samples, encoder), 1):
-            near = np.linalg.norm(keypoints[..., :2] - points, axis=2) <= reach[:, None]
-            found[:, mode] = (near & known).sum(axis=1)
-    return rows
+        sides = np.array([sample["side"] for sample in samples])
+        for mode, keypoints in enumerate(predict_windows(model, samples, encoder)):
+            off[start : start + 16, mode] = np.linalg.norm(keypoints[..., :2] - points, axis=2) / sides[:, None]
+    return off, counted
 
 
 def _counted(sample: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -314,13 +328,38 @@ def training_groups(
         if not share:
             continue
         if name == "clips":
-            clips = read_clips(data, "train")
-            subjects = [s for stride in strides for s in clip_subjects(clips, offsets, clip_every, stride=stride)]
-        else:
+            subjects = _clip_group(read_clips(data, "train"), offsets, clip_every, strides)
+        elif name in still_sets(data):
             subjects = still_subjects(read_stills(data, "train", [name]))
+        else:
+            there = ", ".join(still_sets(data)) or "none"
+            raise UsageError(
+                f"{data} has no stills/{name}.json, to which the recipe gives a share; its sets are: {there}"
+            )
         check_filled(name, subjects, data)
         groups.append((subjects, share))
     return groups
+
+
+def _clip_group(clips: Sequence[Clip], offsets: Sequence[int], every: int, strides: Sequence[int]) -> list[Subject]:
+    group = []
+    for stride in strides:
+        found = clip_subjects(clips, offsets, every, stride=stride)
+        if not found and stride > 1:
+            raise UsageError(
+                f"no clip is long enough for clip_strides with {stride}: its windows reach over "
+                f"{stride * -min(offsets)} frames"
+            )
+        group += found
+    return group
+
+
+def validation_people(data: Path) -> list[Subject]:
+    """Whom a pack's pose networks are validated on: of the validation pictures of LSPet, or where there are none of all
+    sets, the people whose joints a human labelled, or where there are none all."""
+    there = still_sets(data)
+    people = still_subjects(read_stills(data, "val", ["lspet"] if "lspet" in there else there))
+    return [subject for subject in people if subject.person.human.any()] or people
 
 
 def read_data(stage: Stage, data: Path) -> PoseData:
@@ -336,13 +375,13 @@ def read_data(stage: Stage, data: Path) -> PoseData:
     if stage.data == "pack":
         strides = stage.clip_strides if isinstance(stage, FuserStage) else (1,)
         groups = training_groups(data, stage.shares, offsets, stage.clip_every, strides)
-        val = human_subjects(read_stills(data, "val", ["lspet"]))
-        if not val:
-            raise UsageError(f"{data} has no human-labelled validation people: lspet needs over 60 pictures")
-        endless = Windows(groups, settings, stage.loop.seed)
-        clips = read_clips(data, "val") if isinstance(stage, WindowStage) else []
+        clips = read_clips(data, "val") if stage.shares.get("clips") else []
         moving = clip_subjects(clips, model_offsets, VAL_CLIP_EVERY)
-        return PoseData(endless, None, _spread(val, stage), COCO17, moving)
+        val = validation_people(data) or moving
+        if not val:
+            raise UsageError(f"{data} has nobody to validate on: that takes a set of over 60 pictures, or ten clips")
+        endless = Windows(groups, settings, stage.loop.seed)
+        return PoseData(endless, None, _spread(val, stage), COCO17, moving if isinstance(stage, FuserStage) else [])
     splits = (f"train{stage.fold}", f"test{stage.fold}") if stage.data == "jhmdb" else ("train", "val")
     subjects, val = (read_subjects(stage.data, data, split, offsets) for split in splits)
     windows = ShuffledWindows(subjects, settings, stage.loop.seed)

@@ -122,7 +122,7 @@ class FuserStage(WindowStage, tag_field="kind", tag="fuser", frozen=True):
         support_information: weight of the mutual-information term `support` (docs/method.md); 0 leaves it out. With
             Gaussian heatmaps it is divided by their number of cells.
         fuser_weights: after an encoder stage: what alignment and trust begin with, see `weights`; "" for random ones.
-        steadiness: weight of the term `tremble` (see `train.losses.tremble_loss`); above 0 each window is fused for its
+        steadiness: weight of the term `tremble` (see `tremble_loss`); above 0 each window is fused for its
             last three frames, and all three are learnt.
         clip_strides: of "pack": each n gives windows of every n-th frame of a clip, in which all moves n times as fast.
         fast: of "pack": share of the samples that are drawn from the quarter of each set in which people move most.

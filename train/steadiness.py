@@ -64,8 +64,8 @@ def tremble_loss(points: Sequence[Tensor], seen: Sequence[View], side: Tensor) -
         side: (B,) longer side of the person's box, in pixels of the newest frame's crop.
 
     Returns:
-        The weighted mean of log(1 + bend / 0.5), bend being |p[0] - 2 p[1] + p[2] - the labels'| in percent of `side`;
-        a scalar. A joint weighs the less the farther its label moves from the first view to the last.
+        The weighted mean of log(1 + bend / 0.5), bend being |p[0] - 2 p[1] + p[2] - the labels'| in percent of `side`,
+        each less the farther the joint's label moves from the first view to the last; a scalar.
     """
     off = torch.zeros_like(points[0])
     first, last = (_apply(view.back, view.points) for view in (seen[-1], seen[0]))
@@ -73,8 +73,9 @@ def tremble_loss(points: Sequence[Tensor], seen: Sequence[View], side: Tensor) -
     for share, found, view in zip(BEND, points, seen, strict=True):
         off = off + share * (_apply(view.back, found) - _apply(view.back, view.points))
     length = 100 * off.square().sum(dim=2).add(1e-6).sqrt() / side[:, None]
-    known = torch.stack([view.weights for view in seen]).amin(dim=0) / (1 + (travelled / CALM).square())
-    loss: Tensor = ((length / KNEE).log1p() * known).sum() / known.sum().clamp(min=1e-6)
+    known = torch.stack([view.weights for view in seen]).amin(dim=0)
+    calm = known / (1 + (travelled / CALM).square())
+    loss: Tensor = ((length / KNEE).log1p() * calm).sum() / known.sum().clamp(min=1e-6)
     return loss
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.engines import Crops, Engine, Feature, load_engine, whole_pictures
+from streampose.errors import UsageError
 from streampose.geometry import between_crops, crop_affine, invert, transform
 from streampose.train.augment import spoil
 from streampose.train.bootstrap import draw, ends, gain_interval, medians, share_interval
+from streampose.train.hard import in_box
 from streampose.train.pack import Clip, Person, read_clips, read_stills
 from streampose.train.pose import human_subjects
 from streampose.train.progress import tracked
@@ -31,7 +33,7 @@ JITTER_FRAMES = 60
 CLIP_EVERY, SPEED_EVERY = 10, 3
 """Of the clips, every n-th frame is a key frame to be corrupted, or one on which fast and slow joints are looked at."""
 SPEEDS = (0.0, 0.03, 0.1, 0.2)
-"""Joints are told apart by how far they moved since the oldest supporting frame, box sides: from each of these on."""
+"""Joints are told apart by how far they moved inside the box since the oldest supporting frame, from each of these."""
 LEAST_WEIGHT = 0.3
 """Joints of clips, which a teacher labelled, count from this weight on."""
 
@@ -51,7 +53,7 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
         (see `jitter`).
 
     Raises:
-        UsageError: the folder does not have the pack's layout. ModelError: no such bundle.
+        UsageError: the folder does not have the pack's layout, or no such people. ModelError: no such bundle.
     """
     teachers = data / "teachers"
     teacher = Thunder(teachers) if teachers.is_dir() else None
@@ -59,6 +61,8 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
     subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
     clips = read_clips(data, "val")
     moving = clip_subjects(clips, engine.manifest.offsets, CLIP_EVERY)[::every]
+    if not subjects or not moving:
+        raise UsageError(f"{data} has no validation people of {'the clips' if subjects else 'lspet'} to measure on")
     return {
         "people": len(subjects),
         "corrupted": corrupted_pck(engine, subjects, teacher),
@@ -111,9 +115,10 @@ def speed_pck(engine: Engine, subjects: Sequence[Subject]) -> dict[str, dict[str
         subjects: people of clips; joints of weight 0.3 or more, also in the oldest supporting frame, count.
 
     Returns:
-        By "from SPEED", the least way of the joints of a group since the oldest supporting frame in longer box sides
-        (each group ends where the next begins), for groups that have any: "joints", and "within 0.1" and "within 0.05"
-        of the longer box side, each with "five", "single" and "gain", and their intervals "..._95" over tracks.
+        By "from SPEED", the least way of the joints of a group inside the person's own box since the oldest supporting
+        frame, in longer box sides (each group ends where the next begins), for groups that have any: "joints", of how
+        many "tracks" and "clips", and "within 0.1" and "within 0.05" of the longer box side, each with "five", "single"
+        and "gain", and their intervals "..._95" over tracks.
     """
     settings = WindowSettings.for_evaluation(engine.manifest.input_size, engine.manifest.offsets, 0.0)
     oldest = int(np.argmin(engine.manifest.offsets))
@@ -125,7 +130,7 @@ def speed_pck(engine: Engine, subjects: Sequence[Subject]) -> dict[str, dict[str
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         supports = engine.encode(whole_pictures(window["crops"][1:]))
         known = (now.keypoints[:, 2] >= LEAST_WEIGHT) & (then.keypoints[:, 2] >= LEAST_WEIGHT)
-        way = np.linalg.norm(now.keypoints[:, :2] - then.keypoints[:, :2], axis=1) / max(now.box[2:] - now.box[:2])
+        way = np.linalg.norm(in_box(now) - in_box(then), axis=1)
         group = np.searchsorted(SPEEDS, way, side="right") - 1
         key = window["crops"][0]
         answers = [_fuse(engine, key, supports, window["transforms"]), _fuse(engine, key, None, None)]
@@ -138,8 +143,12 @@ def speed_pck(engine: Engine, subjects: Sequence[Subject]) -> dict[str, dict[str
     for speed, part in zip(SPEEDS, rows, strict=True):
         sums = _sums(part, units)
         if joints := int(sums[:, 0].sum()):
+            there = {
+                s.source.name for s, row in zip(subjects, part, strict=True) if row[0] and isinstance(s.source, Clip)
+            }
+            counts = {"joints": joints, "tracks": int((sums[:, 0] > 0).sum()), "clips": len(there)}
             near = {f"within {NEAR:g}": _figures(sums[:, :3]), f"within {CLOSE:g}": _figures(sums[:, [0, 3, 4]])}
-            figures[f"from {speed:g}"] = {"joints": joints, **near}
+            figures[f"from {speed:g}"] = counts | near
     return figures
 
 
@@ -154,7 +163,7 @@ def _units(subjects: Sequence[Subject]) -> NDArray[np.intp]:
 
 def _sums(rows: NDArray[np.int_], units: NDArray[np.intp]) -> NDArray[np.int_]:
     """Rows (N, C) added up by unit."""
-    sums = np.zeros((int(units.max(initial=-1)) + 1, rows.shape[1]), rows.dtype)
+    sums = np.zeros((int(units.max(initial=-1)) + 1, *rows.shape[1:]), rows.dtype)
     np.add.at(sums, units, rows)
     return sums
 

@@ -71,9 +71,10 @@ class WindowSettings:
 
     @staticmethod
     def for_evaluation(size: tuple[int, int], offsets: tuple[int, ...], corrupt_key: float) -> WindowSettings:
-        """The labelled box's own crop, unvaried; supporting frames of stills are the picture slightly moved."""
+        """The labelled box's own crop, unvaried; supporting frames of clips are cut by the boxes in them, and those of
+        stills are the picture slightly moved."""
         return WindowSettings(
-            size, offsets, rotation_deg=0, scale=0, shift=0, occlude=0, crop_drift=0.02, motion=0.015,
+            size, offsets, rotation_deg=0, scale=0, shift=0, occlude=0, crop_drift=0.02, own_crops=1, motion=0.015,
             corrupt_key=corrupt_key, born=0, flip=0, shade=0,
         )  # fmt: skip
 
@@ -201,7 +202,7 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     box, flip = subject.person.box, bool(rng.random() < settings.flip)
     side = float(max(box[2:] - box[:2]))
     key = _key_affine(subject, side, settings, rng)
-    own = settings.own_crops > 0 and rng.random() < settings.own_crops
+    own = subject.source.moving and settings.own_crops > 0 and rng.random() < settings.own_crops
     affines = [key]
     for place in range(len(settings.offsets)):
         followed = _follow(key, subject, place) if own else key
@@ -215,7 +216,7 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     points = transform(subject.person.keypoints[:, :2], key)
     weights, human = subject.person.keypoints[:, 2].copy(), subject.person.human
     labels = _frame_labels(subject, affines, motions)
-    if settings.limb_motion and not subject.source.moving:
+    if settings.limb_motion and settings.offsets and not subject.source.moving:
         reach = settings.limb_motion * side * float(np.hypot(*key[0, :2]))
         augment.swing(crops, labels, settings.offsets, reach, rng)
     if other is not None:
@@ -255,7 +256,7 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
 
 def _follow(key: NDArray[np.float32], subject: Subject, place: int) -> NDArray[np.float32]:
     """The key frame's crop (2, 3), moved and scaled as the person's box is in a supporting frame."""
-    same = subject.support_people[place] if subject.source.moving and subject.support_people else None
+    same = subject.support_people[place] if place < len(subject.support_people) else None
     if same is None:
         return key
     now, then = subject.person.box, same.box
@@ -270,7 +271,8 @@ def _frame_labels(
     """(J, 3) of each frame, x and y in its crop's pixels, and weight."""
     people: Sequence[Person | None] = [subject.person] * len(affines)
     if subject.source.moving:
-        people = [subject.person, *subject.support_people[: len(affines) - 1]]
+        known = (*subject.support_people, *[None] * len(affines))
+        people = [subject.person, *known[: len(affines) - 1]]
     labels = []
     for person, affine, motion in zip(people, affines, motions, strict=True):
         if person is None:
