@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from streampose.train.maps import pack_maps
 from streampose.train.pack import STILL_SETS
 
-FRAMES = 12
+FRAMES = 24
 
 
 def labels_of(person_id: int, image_id: int, maps: list[int], shift: int = 0) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def labels_of(person_id: int, image_id: int, maps: list[int], shift: int = 0) ->
     }  # fmt: skip
 
 
-def write_pack(root: Path, make_video: Callable[..., Path]) -> Path:
+def write_pack(root: Path, make_video: Callable[..., Path], sets: Sequence[str] = STILL_SETS) -> Path:
     """Write it to the folder `root`, which is new and lies where `make_video` writes."""
     (root / "stills").mkdir(parents=True)
     (root / "clips" / "annotations").mkdir(parents=True)
@@ -35,7 +35,7 @@ def write_pack(root: Path, make_video: Callable[..., Path]) -> Path:
     spots = np.zeros((17, 64, 64), np.uint8)
     spots[:, 30:34, 30:34] = 255
     maps = pack_maps(spots)
-    for name in STILL_SETS:
+    for name in sets:
         images = []
         with tarfile.open(root / "stills" / f"{name}_00.tar", "w") as tar:
             for index in range(4):
@@ -48,9 +48,11 @@ def write_pack(root: Path, make_video: Callable[..., Path]) -> Path:
         annotations = [labels_of(index, index, [0, len(maps)]) for index in range(4)]
         (root / "stills" / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
         (root / "stills" / f"{name}.maps").write_bytes(maps)
-    make_video(f"{root.name}/clips/walk.mp4", frames=FRAMES)
-    annotations = [labels_of(index, index, [0, len(maps)], index) for index in range(FRAMES)]
-    clip = {"info": {"fps": "25"}, "images": [{"id": i} for i in range(FRAMES)], "annotations": annotations}
-    (root / "clips" / "annotations" / "walk.json").write_text(json.dumps(clip))
-    (root / "clips" / "annotations" / "walk.maps").write_bytes(maps)
+    for clip, split in (("walk", "train"), ("stroll", "val")):
+        make_video(f"{root.name}/clips/{clip}.mp4", frames=FRAMES)
+        annotations = [labels_of(index, index, [0, len(maps)], index) for index in range(FRAMES)]
+        images = [{"id": index} for index in range(FRAMES)]
+        content = {"info": {"fps": "25"}, "split": split, "images": images, "annotations": annotations}
+        (root / "clips" / "annotations" / f"{clip}.json").write_text(json.dumps(content))
+        (root / "clips" / "annotations" / f"{clip}.maps").write_bytes(maps)
     return root
