@@ -16,6 +16,7 @@ from pack_kit import write_pack
 from streampose.errors import UsageError
 from streampose.model import load
 from streampose.train.from_bundle import pose_of_bundle
+from streampose.train.person import validation_scenes
 from streampose.train.recipe import read_recipe
 from streampose.train.run import run_recipe
 
@@ -69,6 +70,17 @@ def test_a_pack_of_ones_own_trains_the_fuser_with_or_without_clips(
         rows = (tmp_path / name / "fuser" / "log.csv").read_text()
         assert "val,pck01_clean_five" in rows
         assert ("val,pck01_clips_five" in rows) == (name == "b")
+
+
+def test_a_pack_of_ones_own_pictures_is_seen_by_the_detectors_recipe(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    own = write_pack(tmp_path / "own", make_video, ["street"])
+    shutil.rmtree(own / "clips")
+    (scene,) = validation_scenes(own)
+    assert len(scene.people) == 1
+    with pytest.raises(UsageError, match="its sets are: street; name them"):
+        run_recipe("person", own, tmp_path / "run", overrides=['*.loop.device="cpu"'])
 
 
 def test_a_stride_that_no_clip_is_long_enough_for_is_named(tmp_path: Path, pack: Path) -> None:

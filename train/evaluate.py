@@ -34,7 +34,8 @@ def run_eval(
     Args:
         dataset: "posetrack": poses and tracks; "jhmdb": poses of Sub-JHMDB; "coco": poses on COCO keypoint labels;
             "person": boxes on COCO labels; "pack": the validation splits of a folder in the pack's layout;
-            "video": on those, corrupted key frames and jitter; "tracks": the pipeline's ids on its clips;
+            "video": on those, corrupted key frames, joints by how fast they move, and jitter; "tracks": the pipeline's
+            ids on its clips;
             "crossings": ids of walkers put together so that they pass one another.
         gt: the labels' json; for posetrack the folder of them; for jhmdb and pack the data's folder.
         model: a bundled model's name, a bundle or a checkpoint; person: as `detector`; pack: None leaves pose out.

@@ -159,6 +159,16 @@ def read_clip(root: Path, name: str) -> Clip:
     return _read_clip(path, _read_json(labels_path), _read_maps(labels_path))
 
 
+def check_set(name: str, data: Path) -> None:
+    """Raises UsageError where the pack at `data` has no set of pictures of that name."""
+    there = still_sets(data)
+    if name not in there:
+        raise UsageError(
+            f"{data} has no stills/{name}.json, to which the recipe gives a share; its sets are: "
+            f"{', '.join(there) or 'none'}; name them: --set '*.shares={{NAME=1}}'"
+        )
+
+
 def check_filled(name: str, samples: Sequence[object], data: Path) -> None:
     """Raises UsageError where the pack at `data` has nothing to train on of a set, or of "clips"."""
     if not samples:

@@ -21,7 +21,17 @@ from streampose.model.person import STRIDES, PersonNetwork, cell_centres
 from streampose.people import letterbox
 from streampose.train.from_bundle import detector_of_bundle, is_bundle, settle
 from streampose.train.loop import Batch
-from streampose.train.pack import Clip, Person, Still, check_filled, read_clips, read_stills
+from streampose.train.pack import (
+    STILL_SETS,
+    Clip,
+    Person,
+    Still,
+    check_filled,
+    check_set,
+    read_clips,
+    read_stills,
+    still_sets,
+)
 from streampose.train.person_score import Scene, detect, score_scenes
 from streampose.train.recipe import PersonStage
 
@@ -316,6 +326,7 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
         if name == "clips":
             scenes = scenes_of_clips(read_clips(data, "train"), stage.clip_every)
         else:
+            check_set(name, data)
             scenes = scenes_of(read_stills(data, "train", [name]))
         check_filled(name, scenes, data)
         groups.append((scenes, share))
@@ -331,4 +342,7 @@ def person_task(stage: PersonStage, data: Path, before: Path | None) -> PersonTa
 
 def validation_scenes(data: Path) -> list[Scene]:
     """The validation split: all its pictures, and every tenth frame of its clips."""
-    return scenes_of(read_stills(data, "val")) + scenes_of_clips(read_clips(data, "val"), 10)
+    pictures = scenes_of(read_stills(data, "val"))
+    if still_sets(data) != STILL_SETS and not any((data / "clips").glob("*.mp4")):
+        return pictures  # a pack of one's own may have pictures alone
+    return pictures + scenes_of_clips(read_clips(data, "val"), 10)

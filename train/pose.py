@@ -25,7 +25,7 @@ from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
 from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
-from streampose.train.pack import Clip, Still, check_filled, read_clips, read_stills, still_sets
+from streampose.train.pack import Clip, Still, check_filled, check_set, read_clips, read_stills, still_sets
 from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, WindowStage
 from streampose.train.sheet import draw_sheet
 from streampose.train.steadiness import longer_offsets, tremble_loss, views
@@ -329,13 +329,9 @@ def training_groups(
             continue
         if name == "clips":
             subjects = _clip_group(read_clips(data, "train"), offsets, clip_every, strides)
-        elif name in still_sets(data):
-            subjects = still_subjects(read_stills(data, "train", [name]))
         else:
-            there = ", ".join(still_sets(data)) or "none"
-            raise UsageError(
-                f"{data} has no stills/{name}.json, to which the recipe gives a share; its sets are: {there}"
-            )
+            check_set(name, data)
+            subjects = still_subjects(read_stills(data, "train", [name]))
         check_filled(name, subjects, data)
         groups.append((subjects, share))
     return groups
