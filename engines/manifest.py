@@ -12,6 +12,8 @@ import msgspec
 from streampose.errors import ModelError
 
 SCHEMA = 1
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
+"""What files of weights for torch are called."""
 FILE_NAME = "manifest.json"
 GRAPHS = {"pose": ("encoder.onnx", "fuser.onnx"), "person-detector": ("detector.onnx",)}
 """The graphs that each kind of bundle consists of, for ONNX Runtime; other targets have `graph_files`."""
@@ -82,15 +84,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / FILE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
-def rebuilding(manifest: Manifest) -> str:
+def rebuilding(manifest: Manifest, folder: Path) -> str:
     """How to build such a bundle again, in words that end with the command."""
     compiled = (manifest.target, manifest.precision) != ("onnxruntime", "fp32") and manifest.target != "torch-tensorrt"
     if compiled and manifest.name in bundled_names():
         rest = f"--model {manifest.name} --target {manifest.target} --precision {manifest.precision}"
-        rest += " --out BUNDLE" * (manifest.kind != "pose")
+        rest += f" --out {folder}" * (manifest.kind != "pose")
     else:
-        rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision} --out BUNDLE"
-    return f"remove it and rebuild it with: streampose build-engine {rest}"
+        rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision} --out {folder}"
+    return f"remove {folder} and rebuild it with: streampose build-engine {rest}"
 
 
 def locate_bundle(name: str | Path) -> Path:
@@ -106,6 +108,10 @@ def locate_bundle(name: str | Path) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix in CHECKPOINTS:
+        raise ModelError(
+            f"{path} is a checkpoint, and a bundle is needed: streampose build-engine --checkpoint {path} --out BUNDLE"
+        )
     raise ModelError(
         f"no model {str(name)!r}; bundled ones are: {', '.join(bundled_names())}; or give a bundle's folder"
     )
@@ -123,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
         ModelError: one line that says what is wrong and how to rebuild.
     """
     path = folder / FILE_NAME
-    rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out BUNDLE"
+    rebuild = f"rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out {folder}"
     try:
         text = path.read_bytes()
         schema = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema")
@@ -137,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelError(f"{path} cannot be read: {error.strerror}; {rebuild}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is damaged: {error}; {rebuild}") from error
-    rebuild = rebuilding(manifest)
+    rebuild = rebuilding(manifest, folder)
     for name, expected in manifest.files.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():

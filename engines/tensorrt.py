@@ -80,7 +80,7 @@ def open_tensorrt(folder: Path, manifest: Manifest) -> TensorrtEngine:
         ModelError: there is no GPU, it is of another architecture, or TensorRT is of another version.
     """
     trt = import_tensorrt(manifest.target)
-    rebuild = rebuilding(manifest)
+    rebuild = rebuilding(manifest, folder)
     built_with = manifest.versions.get(trt.__name__)
     if built_with != trt.__version__:
         raise ModelError(f"{folder} was built with {trt.__name__} {built_with}, here is {trt.__version__}; {rebuild}")

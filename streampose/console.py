@@ -263,7 +263,7 @@ def to_json(value: object) -> bytes:
 def manifest_line(manifest: Manifest) -> str:
     """A bundle in one line."""
     height, width = manifest.input_size
-    return f"{manifest.name:<12} {manifest.kind:<16} {manifest.target} {manifest.precision}, input {width}x{height}"
+    return f"{manifest.name:<12} {manifest.kind:<16} {manifest.target} {manifest.precision}, input {height}x{width}"
 
 
 class Imported(Protocol):

@@ -132,7 +132,9 @@ def locate_detector(path: str | Path) -> Path:
             raise ModelError(f"{folder} is a {manifest.kind} model, not a person detector; give it as --model")
         return folder / GRAPHS[_KIND][0]
     if not file.suffix and len(file.parts) == 1:
-        raise ModelError(f"no bundled person detector is called {str(path)!r}; give an .onnx file or person")
+        raise ModelError(
+            f"no bundled person detector is called {str(path)!r}; give an .onnx file, a bundle's folder or person"
+        )
     if not file.is_file():
         raise ModelError(f"{file}: no such person detector")
     return file

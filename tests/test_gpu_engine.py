@@ -285,9 +285,8 @@ def test_an_engine_is_built_verified_stored_and_chosen(
     assert isinstance(engine, TensorrtEngine)
     assert caplog.messages == [f"lite runs on tensorrt-rtx in fp16, from {folder}"]
     assert "99 of 100 joints within" in verify(folder, manifest)
-    rebuild = (
-        "remove it and rebuild it with: streampose build-engine --model lite --target tensorrt-rtx --precision fp16"
-    )
+    command = "streampose build-engine --model lite --target tensorrt-rtx --precision fp16"
+    rebuild = f"remove {folder} and rebuild it with: {command}"
     monkeypatch.setattr(rtx_here, "__version__", "1.8")
     with pytest.raises(ModelError, match=r"was built with tensorrt_rtx 1.7.1.116, here is 1.8") as caught:
         choose_engine("lite", "tensorrt-rtx")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from streampose.geometry import crop_affine, transform
 from streampose.train import augment
 from streampose.train.ensemble import TeacherPose, agree, join_boxes
 from streampose.train.label import label
-from streampose.train.label_input import read_pictures
+from streampose.train.label_input import find_clips, read_pictures
 from streampose.train.label_store import Answers
 from streampose.train.label_tracks import smooth_clip, track_people
 from streampose.train.losses import blend
@@ -302,3 +303,30 @@ def test_a_pack_is_not_written_into_what_it_is_made_of(tmp_path: Path, inside: s
 def test_a_missing_folder_of_pictures_is_called_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nope: no such folder"):
         read_pictures(tmp_path / "nope")
+
+
+def test_files_that_cannot_be_decoded_are_named_counted_and_left_out(
+    tmp_path: Path, make_video: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    street, gym = tmp_path / "street", tmp_path / "gym"
+    street.mkdir()
+    gym.mkdir()
+    cv2.imwrite(str(street / "good.png"), np.zeros((40, 30, 3), np.uint8))
+    (street / "junk.jpg").write_bytes(b"no picture")
+    (street / "empty.jpg").write_bytes(b"")
+    make_video("gym/good.mp4", frames=2)
+    (gym / "junk.mp4").write_bytes(b"no clip")
+    found = read_pictures(street)
+    assert (list(found.files), found.broken) == (["street/good.png"], 2)
+    clips, broken = find_clips(gym)
+    assert ([clip.name for clip in clips], broken) == (["good"], 1)
+    for place in (street / "junk.jpg", street / "empty.jpg", gym / "junk.mp4"):
+        assert f"{place} is left out" in caplog.text
+    (street / "good.png").unlink()
+    (gym / "good.mp4").unlink()
+    with pytest.raises(UsageError, match="street holds no picture that can be decoded"):
+        read_pictures(street)
+    with pytest.raises(UsageError, match="gym holds no clip that can be decoded"):
+        find_clips(gym)
+    with pytest.raises(UsageError, match="no such folder of clips"):
+        find_clips(gym / "junk.mp4")

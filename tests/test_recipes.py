@@ -20,10 +20,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the [train] extra")
 pytest.importorskip("tensorboard", reason="needs the [train] extra")
 
-from streampose.errors import ModelError, UsageError
+from streampose.errors import ModelError, OutputError, UsageError
 from streampose.model import fami_pose, load
 from streampose.skeleton import POSETRACK
 from streampose.train import run_recipe
+from streampose.train.loop import InterruptedTrainingError
 from streampose.train.recipe import RECIPES, FuserStage, read_recipe
 
 PAPER = ("posetrack17_fami_w48", "posetrack18_fami_w48", "posetrack21_fami_w48", "jhmdb_fami_w48")
@@ -236,8 +237,33 @@ def test_a_wrong_augmentation_or_data_set_is_named(posetrack: Path, tmp_path: Pa
         trained(tmp_path, posetrack, "a", ["encoder.augment.wobble=1.0"])
     with pytest.raises(UsageError, match="no data set 'mpii'"):
         trained(tmp_path, posetrack, "b", ['*.data="mpii"'])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="PoseTrack21"):
-        trained(tmp_path, tmp_path / "nowhere", "c")
+        trained(tmp_path, tmp_path / "empty", "c")
+
+
+def test_a_wrong_key_says_where_it_comes_from() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_recipe("lite", ["encoder.loop.step=3"])
+    assert str(caught.value).startswith("recipe lite with --set encoder.loop.step=3: ")
+    assert str(caught.value).endswith("at encoder loop")
+
+
+def test_places_that_are_not_there_are_named_before_anything_is_read(posetrack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere: no such folder of data"):
+        run_recipe("lite", tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*file/run: .*file is no folder that can be written to"):
+        run_recipe("lite", posetrack, tmp_path / "file" / "run")
+
+
+def test_ctrl_c_while_data_are_read_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streampose.train.run.encoder_task", interrupted)
+    with pytest.raises(InterruptedTrainingError, match="stopped before encoder-small began; nothing was trained yet"):
+        run_recipe("lite", tmp_path, tmp_path / "out", overrides=['*.loop.device="cpu"'])
 
 
 def test_an_unknown_recipe_names_the_bundled_ones(tmp_path: Path) -> None:

@@ -137,17 +137,22 @@ def test_a_damaged_engine_is_named_and_left_out(engines: Path, caplog: pytest.Lo
     (folder / "fuser.onnx").write_bytes(b"half of it")
     assert choose_engine("lite").manifest.precision == "fp32"
     assert "fuser.onnx is not the file that the manifest describes" in caplog.messages[0]
-    rebuild = (
-        "remove it and rebuild it with: streampose build-engine --model lite --target onnxruntime --precision int8"
-    )
+    command = "streampose build-engine --model lite --target onnxruntime --precision int8"
+    rebuild = f"remove {folder} and rebuild it with: {command}"
     assert caplog.messages[0].endswith(rebuild)
 
 
-def test_what_is_not_built_names_the_command() -> None:
+def test_what_is_not_built_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"only for onnxruntime; build it with: .* --model lite --target tensorrt"):
         choose_engine("lite", "tensorrt")
     with pytest.raises(ModelError, match=r"build-engine --checkpoint FILE --out .*/lite --target torch-tensorrt"):
         choose_engine("lite", "torch-tensorrt")
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.touch()
+    with pytest.raises(
+        ModelError, match=r"is a checkpoint, and a bundle is needed: streampose build-engine --checkpoint"
+    ):
+        choose_engine(str(checkpoint))
     with pytest.raises(ModelError, match="no model 'heavy'; bundled ones are: lite"):
         choose_engine("heavy")
     with pytest.raises(UsageError, match="backend is one of auto, onnxruntime"):

@@ -91,7 +91,12 @@ def label(
     sets = list(read_pack_sets(data)) if data else []
     sets += [read_pictures(folder) for folder in pictures]
     found = read_pack_clips(data) if data else []
-    found += [clip for folder in clips for clip in find_clips(folder)]
+    for path in clips:
+        more, broken = find_clips(path)
+        found += more
+        counts["clips"].update({"clips: cannot be decoded": broken} if broken else {})
+    for still_set in sets:
+        counts[still_set.name].update({"pictures: cannot be decoded": still_set.broken} if still_set.broken else {})
     _check_names(sets, found)
     try:
         with bar_on_stderr() as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from streampose.skeleton import COCO17
 from streampose.sources.images import SUFFIXES
 from streampose.train.pack import LAYOUT, Split, clip_split, split_names
 
+log = logging.getLogger(__name__)
+
 CLIPS = {".mp4", ".mov", ".mkv", ".avi", ".webm"}
 Image = NDArray[np.uint8]
 
@@ -29,6 +32,7 @@ class StillSet:
     Attributes:
         files: encoded pictures by their names, in the order of `labels["images"]`.
         splits: of each picture.
+        broken: how many more files there were, which cannot be decoded.
     """
 
     name: str
@@ -36,6 +40,7 @@ class StillSet:
     files: dict[str, bytes]
     splits: dict[str, Split]
     labelled: bool = True
+    broken: int = 0
 
 
 @dataclass(slots=True)
@@ -110,29 +115,36 @@ def read_pack_sets(root: Path) -> Iterator[StillSet]:
 def read_pictures(folder: Path) -> StillSet:
     """A folder of pictures without labels, as a set of that name; subfolders are looked into.
 
+    Pictures that cannot be decoded are named in the log, counted, and left out.
+
     Raises:
-        UsageError: it is no folder, holds no pictures, or one that cannot be decoded.
+        UsageError: it is no folder, or holds no pictures.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of pictures")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UsageError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    images, files = [], {}
+    images, files, broken = [], {}, 0
     for number, path in enumerate(paths, 1):
         name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
         try:
-            files[name] = path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-        picture = cv2.imdecode(np.frombuffer(files[name], np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
         if picture is None:
-            raise UsageError(f"{path} is not a picture that can be decoded; remove it")
+            log.warning("%s is left out: it is not a picture that can be decoded", path)
+            broken += 1
+            continue
+        files[name] = content
         images.append({"id": number, "file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
+    if not images:
+        raise UsageError(f"{folder} holds no picture that can be decoded")
     person = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO17.joints)}
     person["skeleton"] = [[first + 1, second + 1] for first, second in COCO17.edges]
     labels = {"images": images, "annotations": [], "categories": [person]}
-    return StillSet(folder.name, labels, files, split_names(list(files)), labelled=False)
+    return StillSet(folder.name, labels, files, split_names(list(files)), labelled=False, broken=broken)
 
 
 def read_pack_clips(root: Path) -> list[ClipInput]:
@@ -143,20 +155,38 @@ def read_pack_clips(root: Path) -> list[ClipInput]:
     ]
 
 
-def find_clips(folder: Path, val_every: int = 10) -> list[ClipInput]:
+def find_clips(folder: Path, val_every: int = 10) -> tuple[list[ClipInput], int]:
     """A folder of clips without labels, by name; every tenth is for validation.
 
+    Returns:
+        The clips, and how many files more cannot be decoded, which are named in the log and left out.
+
     Raises:
-        UsageError: it holds none.
+        UsageError: it is no folder, or holds none.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of clips")
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in CLIPS)
     except OSError as error:
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from error
     if not paths:
         raise UsageError(f"{folder} holds no clips ({', '.join(sorted(CLIPS))})")
+    whole = [path for path in paths if _decodes(path)]
+    for path in sorted(set(paths) - set(whole)):
+        log.warning("%s is left out: it holds no frame that can be decoded", path)
+    if not whole:
+        raise UsageError(f"{folder} holds no clip that can be decoded")
+    broken, paths = len(paths) - len(whole), whole
     splits: Sequence[Split] = ["val" if place % val_every == val_every - 1 else "train" for place in range(len(paths))]
-    return [ClipInput(path, {}, split, labelled=False) for path, split in zip(paths, splits, strict=True)]
+    return [ClipInput(path, {}, split, labelled=False) for path, split in zip(paths, splits, strict=True)], broken
+
+
+def _decodes(path: Path) -> bool:
+    capture = cv2.VideoCapture(str(path))
+    there, _ = capture.read()
+    capture.release()
+    return bool(there)
 
 
 def decode_picture(data: bytes) -> Image:

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streampose.engines import Engine, load_engine, whole_pictures
+from streampose.engines.manifest import CHECKPOINTS
 from streampose.model import load
 from streampose.people import PersonDetector
 from streampose.train.bootstrap import gain_interval, share_interval
-from streampose.train.pack import read_stills
 from streampose.train.person import validation_scenes
 from streampose.train.person_figures import Found, detector_figures, differences, human_labelled
 from streampose.train.person_score import Boxes, Scene
-from streampose.train.pose import human_subjects, window_hits
-from streampose.train.predict import CHECKPOINTS
+from streampose.train.pose import counted_joints, validation_people, window_hits
 from streampose.train.progress import tracked
 from streampose.train.teachers import LOWEST_SCORE, Thunder, YoloxNano
 from streampose.train.windows import Subject, WindowSettings, make_window
@@ -37,7 +36,8 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person", every
         every: look at every n-th person and picture.
 
     Returns:
-        PCK@0.1 of the longer box side on human-labelled LSPet joints at given boxes, and recall, precision and AP at
+        PCK@0.1 of the longer box side at given boxes, on the people of `validation_people` (of the bundled models'
+        pack: human-labelled LSPet joints), and recall, precision and AP at
         IoU 0.5, all 0..1; the teachers' beside them where `data/teachers` is there, and ours less theirs. Beside each
         figure stands its 95 % interval, "..._95": people, or pictures, drawn anew. The supporting frames of a still
         are the picture moved a little; "corrupt" means that the key frame alone is blurred, darkened or covered.
@@ -45,7 +45,7 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person", every
     figures: dict[str, Any] = {}
     teachers = data / "teachers"
     if model is not None:
-        subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
+        subjects = validation_people(data)[::every]
         figures["pose"] = pose_figures(model, subjects, Thunder(teachers) if teachers.is_dir() else None)
     if detector != "none":
         scenes = validation_scenes(data)[::every]
@@ -83,7 +83,7 @@ def person_figures(
 def pose_figures(model: str, subjects: Sequence[Subject], teacher: Thunder | None) -> dict[str, Any]:
     """PCK@0.1 of a bundle or a checkpoint, and of the teacher on the clean pictures; see `evaluate_pack`."""
     hits: dict[str, Hits] = {}
-    joints = np.array([int(subject.person.human.sum()) for subject in subjects], np.int_)
+    joints = np.array([int(counted_joints(s.person.human, s.person.keypoints[:, 2]).sum()) for s in subjects], np.int_)
     network = load(Path(model)) if model.endswith(CHECKPOINTS) else None
     engine = load_engine(model) if network is None else None
     for name, share in (("clean", 0.0), ("corrupt", 1.0)):
@@ -116,13 +116,13 @@ def engine_hits(engine: Engine, subjects: Sequence[Subject], corrupt_key: float,
         features = engine.encode(whole_pictures(window["crops"]))
         points = engine.fuse([features], window["transforms"][None])[0]
         near = np.linalg.norm(points[:, :2] - window["points"], axis=1) <= share * window["side"]
-        hits[index] = (near & window["human"]).sum()
+        hits[index] = (near & counted_joints(window["human"], window["weights"])).sum()
     return hits
 
 
 def engine_pck(engine: Engine, subjects: Sequence[Subject], corrupt_key: float) -> float:
-    """The share, 0..1, of the human-labelled joints that a compiled network finds; see `engine_hits`."""
-    joints = sum(int(subject.person.human.sum()) for subject in subjects)
+    """The share, 0..1, of the joints that count which a compiled network finds; see `engine_hits`."""
+    joints = sum(int(counted_joints(s.person.human, s.person.keypoints[:, 2]).sum()) for s in subjects)
     return float(engine_hits(engine, subjects, corrupt_key).sum() / max(joints, 1))
 
 
@@ -134,5 +134,5 @@ def thunder_hits(teacher: Thunder, subjects: Sequence[Subject], share: float = 0
         points = teacher.keypoints(subject.source.image(subject.index), person.box)
         side = float((person.box[2:] - person.box[:2]).max())
         near = np.linalg.norm(points[:, :2] - person.keypoints[:, :2], axis=1) <= share * side
-        hits[index] = (near & person.human).sum()
+        hits[index] = (near & counted_joints(person.human, person.keypoints[:, 2])).sum()
     return hits

@@ -295,7 +295,7 @@ def window_distances(
     for start in range(0, len(subjects), 16):
         part = list(enumerate(subjects[start : start + 16], start))
         samples = [make_window(subject, settings, np.random.default_rng((7, index))) for index, subject in part]
-        counted[start : start + 16] = [_counted(sample) for sample in samples]
+        counted[start : start + 16] = [counted_joints(sample["human"], sample["weights"]) for sample in samples]
         points = np.stack([sample["points"] for sample in samples])
         sides = np.array([sample["side"] for sample in samples])
         for mode, keypoints in enumerate(predict_windows(model, samples, encoder)):
@@ -303,10 +303,10 @@ def window_distances(
     return off, counted
 
 
-def _counted(sample: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """(J,) which joints of a window a figure counts."""
-    human: NDArray[np.bool_] = sample["human"]
-    return human if human.any() else sample["weights"] >= LEAST_WEIGHT
+def counted_joints(human: NDArray[np.bool_], weights: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(J,) which joints of a person a figure counts: those that a human labelled, or, of who has none, those whose
+    label weighs enough."""
+    return human if human.any() else np.asarray(weights >= LEAST_WEIGHT)
 
 
 def human_subjects(stills: Sequence[Still]) -> list[Subject]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streampose.engines import Engine, load_engine, whole_pictures
+from streampose.engines.manifest import CHECKPOINTS
 from streampose.errors import ModelError, UsageError
 from streampose.geometry import crop_affine, cut, invert, transform
 from streampose.model import FamiPose, load, normalise
@@ -22,7 +23,6 @@ from streampose.skeleton import SKELETONS, Skeleton
 log = logging.getLogger(__name__)
 
 BATCH = 16
-CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 Image = NDArray[np.uint8]
 Array = NDArray[np.float32]

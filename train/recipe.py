@@ -238,8 +238,19 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"no recipe {path}; the bundled ones are: {bundled}") from error
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, UsageError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except msgspec.ValidationError as error:
+        changed = f" with --set {' --set '.join(overrides)}" if overrides else ""
+        raise UsageError(f"recipe {name}{changed}: {_placed(str(error), raw)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"recipe {name}: {error}") from error
+
+
+def _placed(message: str, raw: Mapping[str, Any]) -> str:
+    """An error's message with stages by their names instead of their numbers."""
+    names = [str(stage.get("name")) for stage in raw.get("stage", [])]
+    return re.sub(
+        r"`\$\.stage\[(\d+)\]\.?([^`]*)`", lambda found: f"{names[int(found[1])]} {found[2]}".rstrip(), message
+    )
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

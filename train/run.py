@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from streampose.errors import OutputError, UsageError
 from streampose.train.checkpoint import NAME, read
 from streampose.train.distributed import Group, open_group
-from streampose.train.loop import Task, fit
+from streampose.train.loop import InterruptedTrainingError, Task, fit
 from streampose.train.person import person_task
 from streampose.train.pose_stages import encoder_task, fuser_task, int8_task
 from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, PersonStage, Recipe, read_recipe
@@ -49,11 +50,15 @@ def run_recipe(
 
     Raises:
         UsageError: the recipe or the data is not what it must be, or `out` holds a run and `resume` is not asked for.
+        OutputError: `out` cannot be written. InterruptedTrainingError: Ctrl-C, also while data are read.
     """
     chosen = read_recipe(recipe, overrides)
     if data is None:
         raise UsageError("training needs --data DIR, the folder of the recipe's data set (docs/training.md)")
+    if not data.is_dir():
+        raise UsageError(f"{data}: no such folder of data")
     out = out or Path("runs") / chosen.name
+    _check_writable(out)
     with open_group(chosen.stage[0].loop.device) as group:
         if (out / SAVED).exists():
             if not resume:
@@ -74,7 +79,12 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
             log.info("%s is done already", stage.name)
         else:
             torch.manual_seed(stage.loop.seed)  # the weights that a network begins with
-            task = _task(stage, data, before)
+            log.info("%s: reading %s", stage.name, data)
+            try:
+                task = _task(stage, data, before)
+            except KeyboardInterrupt:
+                hint = "go on with --resume" if (out / SAVED).exists() else "nothing was trained yet"
+                raise InterruptedTrainingError(f"stopped before {stage.name} began; {hint}") from None
             steps = stage.loop.plan(task.epoch_samples).steps
             _check_later(out, recipe, place, _steps_done(checkpoint), steps)
             log.info("%s: %d steps", stage.name, steps)
@@ -85,6 +95,13 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
         before = checkpoint
     assert before is not None
     return before
+
+
+def _check_writable(out: Path) -> None:
+    """Raise OutputError, before data are read for minutes, where a run cannot be written."""
+    nearest = next((folder for folder in (out, *out.parents) if folder.exists()), out)
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"cannot write {out}: {nearest} is no folder that can be written to")
 
 
 def _check_same(out: Path, recipe: Recipe) -> None:

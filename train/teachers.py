@@ -85,5 +85,5 @@ class Thunder:
 
 def _file(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise UsageError(f"{folder / name} is missing; the pack has it in teachers/")
+        raise UsageError(f"{folder / name} is missing; give the folder that holds the teachers (docs/training.md)")
     return folder / name

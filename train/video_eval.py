@@ -15,8 +15,8 @@ from streampose.geometry import between_crops, crop_affine, invert, transform
 from streampose.train.augment import spoil
 from streampose.train.bootstrap import draw, ends, gain_interval, medians, share_interval
 from streampose.train.hard import in_box
-from streampose.train.pack import Clip, Person, read_clips, read_stills
-from streampose.train.pose import human_subjects
+from streampose.train.pack import Clip, Person, read_clips
+from streampose.train.pose import LEAST_WEIGHT, counted_joints, validation_people
 from streampose.train.progress import tracked
 from streampose.train.teachers import Thunder
 from streampose.train.temporal import smooth_track
@@ -34,8 +34,6 @@ CLIP_EVERY, SPEED_EVERY = 10, 3
 """Of the clips, every n-th frame is a key frame to be corrupted, or one on which fast and slow joints are looked at."""
 SPEEDS = (0.0, 0.03, 0.1, 0.2)
 """Joints are told apart by how far they moved inside the box since the oldest supporting frame, from each of these."""
-LEAST_WEIGHT = 0.3
-"""Joints of clips, which a teacher labelled, count from this weight on."""
 
 
 def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
@@ -58,11 +56,13 @@ def evaluate_video(data: Path, model: str, every: int = 1) -> dict[str, Any]:
     teachers = data / "teachers"
     teacher = Thunder(teachers) if teachers.is_dir() else None
     engine = load_engine(model)
-    subjects = human_subjects(read_stills(data, "val", ["lspet"]))[::every]
+    subjects = validation_people(data)[::every]
     clips = read_clips(data, "val")
     moving = clip_subjects(clips, engine.manifest.offsets, CLIP_EVERY)[::every]
     if not subjects or not moving:
-        raise UsageError(f"{data} has no validation people of {'the clips' if subjects else 'lspet'} to measure on")
+        raise UsageError(
+            f"{data} has no validation people of {'its clips' if subjects else 'its pictures'} to measure on"
+        )
     return {
         "people": len(subjects),
         "corrupted": corrupted_pck(engine, subjects, teacher),
@@ -93,9 +93,7 @@ def corrupted_pck(engine: Engine, subjects: Sequence[Subject], teacher: Thunder 
         window = make_window(subject, settings, np.random.default_rng((7, index)))
         key, points = window["crops"][0], window["points"]
         supports = engine.encode(whole_pictures(window["crops"][1:]))
-        reach, known = NEAR * window["side"], window["human"]
-        if not known.any():
-            known = window["weights"] >= LEAST_WEIGHT
+        reach, known = NEAR * window["side"], counted_joints(window["human"], window["weights"])
         for number, (name, kind, strength) in enumerate(cases):
             crop = spoil(key, points, kind, strength, np.random.default_rng((8, index, number))) if kind else key
             answers = [_fuse(engine, crop, supports, window["transforms"]), _fuse(engine, crop, None, None)]
