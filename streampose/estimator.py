@@ -14,7 +14,7 @@ from streampose.engines import Crops, Engine, Feature, Overlapping
 from streampose.errors import ModelError
 from streampose.feature_ring import FeatureRing
 from streampose.follower import Track
-from streampose.geometry import between_crops, crop_affine, invert, transform
+from streampose.geometry import between_crops, crop_affine, invert, place_in_crop, transform
 from streampose.metrics import Metrics
 from streampose.skeleton import SKELETONS
 from streampose.types import Frame
@@ -162,7 +162,7 @@ class Estimator:
             if not 0 <= frame.pts_s - window.pts_s <= LONGEST_GAP_S:
                 window.ring.clear()
             window.pts_s = frame.pts_s
-            window.ring.push(feature, affine, frame.index)
+            window.ring.push(feature, place_in_crop(track.box, affine), frame.index)
 
     def _begin_fuse(self, due: Iterable[tuple[Frame, tuple[Track, ...]]]) -> Callable[[], list[Estimate]]:
         """The keypoints of everyone in frames whose crops are encoded, in one call of the engine."""
@@ -173,15 +173,16 @@ class Estimator:
         began_s = time.perf_counter()
         rings = [self._windows[frame.source_id, frame.epoch, track.key].ring for frame, track in people]
         windows = [ring.window(frame.index) for ring, (frame, _) in zip(rings, people, strict=True)]
-        affines = np.stack([affines for _, affines, _ in windows])
-        ask = self._ask([features for features, _, _ in windows], between_crops(affines[:, :1], affines))
+        places = np.stack([places for _, places, _ in windows])
+        ask = self._ask([features for features, _, _ in windows], between_crops(places[:, :1], places))
+        crops = [crop_affine(track.crop_box, self._engine.manifest.input_size) for _, track in people]
 
         def finish() -> list[Estimate]:
             keypoints = ask()
             self._metrics.observe("fuse", time.perf_counter() - began_s)
             self._check(keypoints, len(people))
             found: Iterator[NDArray[np.float32]] = iter(
-                [_to_frame(points, crops[0]) for points, crops in zip(keypoints, affines, strict=True)]
+                [_to_frame(points, crop) for points, crop in zip(keypoints, crops, strict=True)]
             )
             return [Estimate(frame, tracks, tuple(next(found) for _ in tracks)) for frame, tracks in due]
 

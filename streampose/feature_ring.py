@@ -11,7 +11,7 @@ from streampose.engines import Feature
 
 
 class FeatureRing:
-    """The newest encoded crops of one track, each with its crop's affine and its frame's index."""
+    """The newest encoded crops of one track, each with the person's place in it and its frame's index."""
 
     def __init__(self, offsets: Sequence[int]) -> None:
         """An empty ring, as long as the offsets reach.
@@ -26,7 +26,7 @@ class FeatureRing:
             raise ValueError("offset 0 is the key frame itself and supports nothing")
         self._offsets = tuple(offsets)
         self.capacity = 1 + max(0, *offsets, 0) - min(0, *offsets, 0)
-        self._affines = np.zeros((self.capacity, 2, 3), np.float32)
+        self._places = np.zeros((self.capacity, 2, 3), np.float32)
         self._features: list[Feature] = [None] * self.capacity
         self._indices = [-1] * self.capacity
         self._pushed = 0
@@ -34,17 +34,17 @@ class FeatureRing:
     def __len__(self) -> int:
         return min(self._pushed, self.capacity)
 
-    def push(self, feature: Feature, affine: NDArray[np.float32], index: int) -> None:
+    def push(self, feature: Feature, place: NDArray[np.float32], index: int) -> None:
         """Add the newest crop over the oldest one.
 
         Args:
             feature: what the engine made of the crop.
-            affine: (2, 3), frame pixels to crop pixels.
+            place: (2, 3), where the person is in the crop; see `place_in_crop`.
             index: of the frame.
         """
         slot = self._pushed % self.capacity
         self._features[slot] = feature
-        self._affines[slot] = affine
+        self._places[slot] = place
         self._indices[slot] = index
         self._pushed += 1
 
@@ -62,7 +62,7 @@ class FeatureRing:
             index: of the key frame, one of the last `capacity` pushed.
 
         Returns:
-            T features, their affines (T, 2, 3), and the indices of their frames.
+            T features, the person's places in their crops (T, 2, 3), and the indices of their frames.
 
         Raises:
             LookupError: that frame is not in the ring.
@@ -71,7 +71,7 @@ class FeatureRing:
         if not ages:
             raise LookupError(f"frame {index} is not in the feature ring")
         slots = [self._slot(ages[0] - offset) for offset in (0, *self._offsets)]
-        return [self._features[slot] for slot in slots], self._affines[slots], [self._indices[slot] for slot in slots]
+        return [self._features[slot] for slot in slots], self._places[slots], [self._indices[slot] for slot in slots]
 
     def _slot(self, age: int) -> int:
         age = min(max(age, 0), len(self) - 1)

@@ -63,11 +63,30 @@ def between_crops(key: NDArray[np.float32], support: NDArray[np.float32]) -> NDA
     """The affine from pixels of the key frame's crop to pixels of a supporting frame's crop.
 
     Args:
-        key, support: (..., 2, 3) affines from frame pixels to crop pixels. Equal ones give the identity, exactly.
+        key, support: (..., 2, 3) affines from pixels of the frames, or of the person (`place_in_crop`), to crop pixels.
+            Equal ones give the identity, exactly.
     """
     identity = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     same = (key == support).all(axis=(-2, -1))[..., None, None]
     return np.where(same, identity, compose(support, invert(key))).astype(np.float32)
+
+
+def place_in_crop(box: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Where a person is in a crop.
+
+    `between_crops` of two such places leads from the one crop to where the person's middle is in the other one, whoever
+    moved: person, camera or crop. (That of the crops' own affines leads to the same place of the picture.)
+
+    Args:
+        box: (4,) xyxy, the person, frame pixels.
+        affine: (2, 3) from frame to crop pixels.
+
+    Returns:
+        (2, 3) from the person's own coordinates, frame pixels from the middle of the box, to crop pixels.
+    """
+    place: NDArray[np.float32] = affine.copy()
+    place[:, 2] = (affine[:, :2] @ (box[:2] + box[2:]) / 2 + affine[:, 2]).astype(np.float32)
+    return place
 
 
 def transform(points: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -119,29 +119,33 @@ def test_a_crop_that_rests_gives_exact_identities(engine) -> None:
     np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 3)))
 
 
-def test_transforms_take_key_crop_pixels_to_the_supports_crop_pixels(engine) -> None:
+@pytest.mark.parametrize("crop_follows", [True, False])
+def test_transforms_lead_to_where_the_person_is_in_the_supports_crop(engine, crop_follows: bool) -> None:
+    """Whether the crop follows a person who walks, or rests while the person walks through it."""
     estimator = Estimator(engine)
-    boxes = [(100.0 + 7 * i, 40.0 - 2 * i, 140.0 + 8 * i, 140.0) for i in range(6)]
-    for index, box in enumerate(boxes):
-        estimator.estimate([(frame(index, box), [track(box)])])
+    boxes = [np.array([100 + 7 * i, 40 - 2 * i, 140 + 7 * i, 140 - 2 * i], np.float32) for i in range(6)]
+    crops = boxes if crop_follows else [np.array([90, 20, 190, 150], np.float32)] * 6
+    for index, (box, crop) in enumerate(zip(boxes, crops, strict=True)):
+        estimator.estimate([(frame(index, tuple(box)), [Track(1, box, crop, 0.9)])])
     features, transforms = engine.fused[-1]
-    somewhere = np.array([[130.0, 60.0], [150.0, 120.0]], np.float32)
-    key = transform(somewhere, crop_affine(np.array(boxes[5], np.float32), (256, 192)))
+    on_the_person = np.array([[10.0, 30.0], [35.0, 90.0]], np.float32)
+    key = transform(boxes[5][:2] + on_the_person, crop_affine(crops[5], (256, 192)))
     for slot, index in enumerate([5, 1, 2, 3, 4]):
-        there = transform(somewhere, crop_affine(np.array(boxes[index], np.float32), (256, 192)))
+        there = transform(boxes[index][:2] + on_the_person, crop_affine(crops[index], (256, 192)))
         np.testing.assert_allclose(transform(key, transforms[0, slot]), there, atol=1e-3)
         rows, columns = np.nonzero(features[0, slot, 0] > 125)
-        np.testing.assert_allclose([columns.mean() * 4 + 2, rows.mean() * 4 + 2], [96, 128], atol=4)
+        middle = transform((boxes[index][:2] + boxes[index][2:])[None] / 2, crop_affine(crops[index], (256, 192)))[0]
+        np.testing.assert_allclose([columns.mean() * 4 + 2, rows.mean() * 4 + 2], middle, atol=4)
     np.testing.assert_array_equal(transforms[0, 0], IDENTITY)
 
 
 def test_windows_do_not_cross_epochs_sources_or_tracks(engine) -> None:
     estimator = Estimator(engine)
-    shifted = (110.0, 40.0, 150.0, 140.0)
+    grown = (90.0, 20.0, 150.0, 160.0)
     estimator.estimate([(frame(0), [track()])])
-    estimator.estimate([(frame(1, shifted, epoch=1), [track(shifted)])])
-    estimator.estimate([(frame(1, shifted, source="b"), [track(shifted)])])
-    estimator.estimate([(frame(1, shifted), [track(shifted, key=2)])])
+    estimator.estimate([(frame(1, grown, epoch=1), [track(grown)])])
+    estimator.estimate([(frame(1, grown, source="b"), [track(grown)])])
+    estimator.estimate([(frame(1, grown), [track(grown, key=2)])])
     for _, transforms in engine.fused:
         np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 3)))
 
@@ -149,9 +153,9 @@ def test_windows_do_not_cross_epochs_sources_or_tracks(engine) -> None:
 @pytest.mark.parametrize(("gap_s", "supported"), [(0.4, True), (0.6, False)])
 def test_offsets_count_estimated_frames_over_short_gaps(engine, gap_s: float, supported: bool) -> None:
     estimator = Estimator(engine)
-    shifted = (110.0, 40.0, 150.0, 140.0)
+    grown = (90.0, 20.0, 150.0, 160.0)
     estimator.estimate([(frame(0), [track()])])
-    estimator.estimate([(frame(9, shifted, pts_s=gap_s), [track(shifted)])])
+    estimator.estimate([(frame(9, grown, pts_s=gap_s), [track(grown)])])
     _, transforms = engine.fused[-1]
     assert (transforms[0, 4] != IDENTITY).any() == supported
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streampose.engines import Crops, Engine, Feature, load_engine, whole_pictures
 from streampose.errors import UsageError
-from streampose.geometry import between_crops, crop_affine, invert, transform
+from streampose.geometry import between_crops, crop_affine, invert, place_in_crop, transform
 from streampose.train.augment import spoil
 from streampose.train.bootstrap import draw, ends, gain_interval, medians, share_interval
 from streampose.train.hard import in_box
@@ -281,7 +281,8 @@ def _follow(
         affines.append(crop_affine(person.box, size))
         features += engine.encode([Crops(image, affines[-1][None])])
         window = [place, *(max(place + offset, 0) for offset in offsets)]
-        steps = np.stack([between_crops(affines[place], affines[index]) for index in window])
+        places = [place_in_crop(people[index][1].box, affines[index]) for index in window]
+        steps = between_crops(np.stack([places[0]] * len(window)), np.stack(places))
         still = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
         answers = engine.fuse(
             [[features[index] for index in window], [features[place]] * len(window)], np.stack([steps, still])

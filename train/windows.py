@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from streampose.geometry import BOX_MARGIN, between_crops, compose, crop_affine, cut, invert, transform
+from streampose.geometry import (
+    BOX_MARGIN,
+    between_crops,
+    compose,
+    crop_affine,
+    cut,
+    invert,
+    place_in_crop,
+    transform,
+)
 from streampose.skeleton import COCO17, Skeleton
 from streampose.train import augment
 from streampose.train.maps import MAP_CROP_SIZE, unpack_maps
@@ -31,6 +40,7 @@ class WindowSettings:
         rotation_deg, scale, shift: largest turn, relative change of size and of place (in box sides) of the crop.
         spin: chance that the crop is turned by any angle, for people upside down.
         occlude: chance that a patch covers part of the person (all frames).
+        box_noise: standard deviation, in sides, of where the person's boxes are in supporting frames.
         crop_drift: largest change of the crop between frames of a window, in box sides.
         own_crops: chance that supporting frames of a clip are cut by the person's own boxes in them, as a stream's are.
         motion: largest made-up movement between neighbouring frames of a still, in box sides.
@@ -54,6 +64,7 @@ class WindowSettings:
     shift: float = 0.06
     spin: float = 0.0
     occlude: float = 0.2
+    box_noise: float = 0.01
     crop_drift: float = 0.05
     own_crops: float = 0.0
     motion: float = 0.03
@@ -209,6 +220,7 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
         affines.append(augment.drift(followed, side, settings.size, settings.crop_drift, rng))
     strength = 0.0 if subject.source.moving else settings.motion
     motions = augment.motions(np.float32(0.5) * (box[:2] + box[2:]), side, settings.offsets, strength, rng)
+    boxes = _boxes(subject, motions)
     crops = [
         cut(picture, compose(affine, motion), settings.size)
         for picture, affine, motion in zip(_pictures(subject, settings), affines, motions, strict=True)
@@ -231,9 +243,12 @@ def make_window(subject: Subject, settings: WindowSettings, rng: Rng, other: Sub
     if settings.offsets and rng.random() < settings.corrupt_key:
         crops[0] = augment.corrupt(crops[0], points, rng)
     if settings.offsets and rng.random() < settings.born:
-        augment.repeat_oldest((crops, affines, labels), settings.offsets, int(rng.integers(len(crops))))
+        augment.repeat_oldest((crops, affines, labels, boxes), settings.offsets, int(rng.integers(len(crops))))
     maps = teacher_maps(subject.person, key, settings.size) if settings.maps else None
-    transforms = between_crops(np.stack([key] * len(affines)), np.stack(affines))
+    for index in range(1, len(boxes)):
+        boxes[index] = boxes[index] + np.tile(rng.normal(0, settings.box_noise, 2) * side, 2).astype(np.float32)
+    places = np.stack([place_in_crop(*known) for known in zip(boxes, affines, strict=True)])
+    transforms = between_crops(np.repeat(places[:1], len(places), axis=0), places)
     frames = np.stack(labels)
     if flip:
         mirror = list(subject.skeleton.mirror)
@@ -263,6 +278,16 @@ def _follow(key: NDArray[np.float32], subject: Subject, place: int) -> NDArray[n
     scale = float(max(now[2:] - now[:2]) / max(1.0, float(max(then[2:] - then[:2]))))
     shift = 0.5 * ((now[:2] + now[2:]) - scale * (then[:2] + then[2:]))
     return compose(key, np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32))
+
+
+def _boxes(subject: Subject, motions: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """The person's box (4,) in each frame, in its picture's pixels; the key frame's where none is known."""
+    box = subject.person.box
+    if not subject.source.moving:
+        middle = ((box[:2] + box[2:]) / 2).astype(np.float32)
+        return [box + np.tile(transform(middle[None], motion)[0] - middle, 2) for motion in motions]
+    known = (*subject.support_people, *[None] * len(motions))[: len(motions) - 1]
+    return [box, *(box if same is None else same.box for same in known)]
 
 
 def _frame_labels(

@@ -1,7 +1,7 @@
 """Aligning supporting features to the key frame: known crop transform, global transformation, deformable convolution.
 
 FAMI-Pose (arXiv 2203.15227, section 3.2) warps a supporting map by a learned global translation and then corrects it
-locally by deformable convolutions. Here the two warps and the known transform between the crops are composed into the
+locally by deformable convolutions. Here the two warps and the known transform from crop to crop are composed into the
 deformable convolution's sampling positions, so that a supporting map is resampled once and not blurred three times.
 Where the crops are the same, the known transform is the identity and nothing of it is left.
 """
