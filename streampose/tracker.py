@@ -64,8 +64,8 @@ class TrackerSettings:
     memory_s: float = 1.0
     unseen_s: float = 3.0
     missed_runs: int = 2
-    poor_pose: float = 0.7
-    hopeless_pose: float = 0.6
+    poor_pose: float = 0.8
+    hopeless_pose: float = 0.7
     same_pose: float = 0.7
     joint_score: float = 0.3
 

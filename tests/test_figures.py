@@ -10,11 +10,18 @@ import pytest
 pytest.importorskip("torch", reason="needs the [train] extra")
 pytest.importorskip("motmetrics", reason="needs the [train] extra")
 
+from streampose.engines import load_engine
 from streampose.train.crossing_eval import evaluate_crossings
 from streampose.train.pack_eval import evaluate_pack
+from streampose.train.pack import read_clips
 from streampose.train.track_eval import evaluate_tracks
+from streampose.train.video_eval import jitter, speed_pck
+from streampose.train.windows import clip_subjects
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+
+FAST = {"from 0": -0.01, "from 0.03": -0.01, "from 0.1": -0.08}
+"""The least gain of five frames over the key frame alone, by how far joints moved in the window."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +36,7 @@ def figures() -> dict[str, Any]:
 
 def test_pose_finds_two_of_three_human_labelled_joints(figures: dict[str, Any]) -> None:
     assert figures["pose"]["people"] > 400
-    assert figures["pose"]["five_clean"] >= 0.67
+    assert figures["pose"]["five_clean"] >= 0.70
 
 
 def test_the_teacher_is_as_good_as_the_pack_says(figures: dict[str, Any]) -> None:
@@ -45,12 +52,23 @@ def test_the_detector_finds_people_80_px_tall(figures: dict[str, Any]) -> None:
     assert figures["person"]["nothing_found_without_people"] >= 0.95
 
 
+def test_five_frames_hold_nothing_back_that_moves_and_rest_on_what_does_not() -> None:
+    """A fuser that lags lost 25 points of joints within 0.05 box sides where these moved, and was calm for it."""
+    engine = load_engine("lite")
+    clips = read_clips(DATA, "val")
+    figures = speed_pck(engine, clip_subjects(clips, engine.manifest.offsets, 6))
+    for name, least in FAST.items():
+        assert figures[name]["joints"] > 100
+        assert figures[name]["within 0.05"]["gain"] >= least, name
+    assert jitter(engine, clips, None)["five_per_single"] <= 0.85
+
+
 def test_ids_are_kept_on_the_clips_of_several_people() -> None:
     figures = evaluate_tracks(DATA)
     assert figures["all"]["num_objects"] > 700
-    assert figures["all"]["idf1"] >= 0.70
-    assert figures["all"]["mota"] >= 0.55
-    assert figures["all"]["num_switches"] <= 9
+    assert figures["all"]["idf1"] >= 0.74
+    assert figures["all"]["mota"] >= 0.62
+    assert figures["all"]["num_switches"] <= 11
 
 
 def test_ids_are_kept_where_people_pass_or_turn_back() -> None:
