@@ -12,8 +12,8 @@ pytest.importorskip("motmetrics", reason="needs the [train] extra")
 
 from streampose.engines import load_engine
 from streampose.train.crossing_eval import evaluate_crossings
-from streampose.train.pack_eval import evaluate_pack
 from streampose.train.pack import read_clips
+from streampose.train.pack_eval import evaluate_pack
 from streampose.train.track_eval import evaluate_tracks
 from streampose.train.video_eval import jitter, speed_pck
 from streampose.train.windows import clip_subjects
