@@ -276,5 +276,5 @@ def test_two_clips_of_one_name_are_refused(pack: Callable[..., Path], tmp_path: 
     clip(own, "walk", "train", take(2, 60))
     with pytest.raises(UsageError, match="two clips are called walk"):
         label(tmp_path / "labelled", DATA / "teachers", data, clips=[own])
-    with pytest.raises(UsageError, match="nowhere cannot be read"):
+    with pytest.raises(UsageError, match="nowhere: no such folder of clips"):
         label(tmp_path / "labelled", DATA / "teachers", data, clips=[tmp_path / "nowhere"])

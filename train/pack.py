@@ -161,7 +161,7 @@ def read_clip(root: Path, name: str) -> Clip:
 
 def check_set(name: str, data: Path) -> None:
     """Raises UsageError where the pack at `data` has no set of pictures of that name."""
-    there = still_sets(data)
+    there = sorted(path.stem for path in (data / "stills").glob("*.json"))
     if name not in there:
         raise UsageError(
             f"{data} has no stills/{name}.json, to which the recipe gives a share; its sets are: "
