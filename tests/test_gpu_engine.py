@@ -273,7 +273,7 @@ def test_an_engine_is_built_verified_stored_and_chosen(
     rtx_here: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half precision through the gate; then other machines' and versions' bundles, each refused in one line."""
-    manifest, folder = build_engine("lite", None, "tensorrt-rtx", None, MOST, None, 0.4)
+    manifest, folder = build_engine("lite", None, "tensorrt-rtx", None, MOST, None)
     assert folder == tmp_path / "store" / "lite-tensorrt-rtx-fp16"
     assert (manifest.gpu_architecture, manifest.max_batch, manifest.precision) == ("sm_90", MOST, "fp16")
     assert manifest.versions["tensorrt_rtx"] == rtx_here.__version__
@@ -305,7 +305,7 @@ def test_an_engine_that_computes_something_else_is_not_written(tmp_path: Path, m
     move = Gpu.move_blocks
     monkeypatch.setattr(Gpu, "move_blocks", lambda gpu, a, b, words, count: move(gpu, a, b, words // 2, count))
     with pytest.raises(ModelError, match="lite for tensorrt-rtx does not compute what the network computes in torch"):
-        build_engine("lite", None, "tensorrt-rtx", None, MOST, tmp_path / "out", 0.4)
+        build_engine("lite", None, "tensorrt-rtx", None, MOST, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
