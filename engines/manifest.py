@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -89,9 +90,10 @@ def rebuilding(manifest: Manifest, folder: Path) -> str:
     compiled = (manifest.target, manifest.precision) != ("onnxruntime", "fp32") and manifest.target != "torch-tensorrt"
     if compiled and manifest.name in bundled_names():
         rest = f"--model {manifest.name} --target {manifest.target} --precision {manifest.precision}"
-        rest += f" --out {folder}" * (manifest.kind != "pose")
+        rest += f" --out {shlex.quote(str(folder))}" * (manifest.kind != "pose")
     else:
-        rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision} --out {folder}"
+        rest = f"--checkpoint FILE --target {manifest.target} --precision {manifest.precision}"
+        rest += f" --out {shlex.quote(str(folder))}"
     return f"remove {folder} and rebuild it with: streampose build-engine {rest}"
 
 
@@ -110,7 +112,8 @@ def locate_bundle(name: str | Path) -> Path:
         return path
     if path.is_file() and path.suffix in CHECKPOINTS:
         raise ModelError(
-            f"{path} is a checkpoint, and a bundle is needed: streampose build-engine --checkpoint {path} --out BUNDLE"
+            f"{path} is a checkpoint, and a bundle is needed: streampose build-engine --checkpoint "
+            f"{shlex.quote(str(path))} --out BUNDLE"
         )
     raise ModelError(
         f"no model {str(name)!r}; bundled ones are: {', '.join(bundled_names())}; or give a bundle's folder"
@@ -129,7 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
         ModelError: one line that says what is wrong and how to rebuild.
     """
     path = folder / FILE_NAME
-    rebuild = f"rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out {folder}"
+    rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out BUNDLE"
     try:
         text = path.read_bytes()
         schema = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema")

@@ -34,7 +34,7 @@ def figures() -> dict[str, Any]:
     return evaluate_pack(DATA, "lite", "person")
 
 
-def test_pose_finds_two_of_three_human_labelled_joints(figures: dict[str, Any]) -> None:
+def test_pose_finds_seven_of_ten_human_labelled_joints(figures: dict[str, Any]) -> None:
     assert figures["pose"]["people"] > 400
     assert figures["pose"]["five_clean"] >= 0.70
 

@@ -125,7 +125,7 @@ class FuserStage(WindowStage, tag_field="kind", tag="fuser", frozen=True):
         steadiness: weight of the term `tremble` (see `tremble_loss`); above 0 each window is fused for its
             last three frames, and all three are learnt.
         clip_strides: of "pack": each n gives windows of every n-th frame of a clip, in which all moves n times as fast.
-        fast: of "pack": share of the samples that are drawn from the quarter of each set in which people move most.
+        fast: of "pack": share of the samples that are drawn from the quarter of each set in which limbs move most.
     """
 
     alignment: Literal["per-frame", "joint"] = "per-frame"
