@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pack_kit import write_pack
 from streampose.errors import UsageError
 from streampose.model import load
 from streampose.train.from_bundle import pose_of_bundle
+from streampose.train.pack_eval import evaluate_pack
 from streampose.train.person import validation_scenes
 from streampose.train.recipe import read_recipe
 from streampose.train.run import run_recipe
@@ -81,6 +83,18 @@ def test_a_pack_of_ones_own_pictures_is_seen_by_the_detectors_recipe(
     assert len(scene.people) == 1
     with pytest.raises(UsageError, match="its sets are: street; name them"):
         run_recipe("person", own, tmp_path / "run", overrides=['*.loop.device="cpu"'])
+
+
+def test_a_pack_without_validation_pictures_has_no_figures(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    own = write_pack(tmp_path / "own", make_video, ["street"])
+    labels = json.loads((own / "stills" / "street.json").read_text())
+    labels["images"] = labels["images"][:3]
+    (own / "stills" / "street.json").write_text(json.dumps(labels))
+    shutil.rmtree(own / "clips")
+    with pytest.raises(UsageError, match="no people in validation pictures to measure on"):
+        evaluate_pack(own, "lite", "none")
+    with pytest.raises(UsageError, match="no validation pictures to measure on"):
+        evaluate_pack(own, None)
 
 
 def test_a_stride_that_no_clip_is_long_enough_for_is_named(tmp_path: Path, pack: Path) -> None:

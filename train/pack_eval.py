@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streampose.engines import Engine, load_engine, whole_pictures
 from streampose.engines.manifest import CHECKPOINTS
+from streampose.errors import UsageError
 from streampose.model import load
 from streampose.people import PersonDetector
 from streampose.train.bootstrap import gain_interval, share_interval
@@ -46,9 +47,15 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person", every
     teachers = data / "teachers"
     if model is not None:
         subjects = validation_people(data)[::every]
+        if not subjects:
+            raise UsageError(
+                f"{data} has no people in validation pictures to measure on; sets of over 60 pictures have"
+            )
         figures["pose"] = pose_figures(model, subjects, Thunder(teachers) if teachers.is_dir() else None)
     if detector != "none":
         scenes = validation_scenes(data)[::every]
+        if not scenes:
+            raise UsageError(f"{data} has no validation pictures to measure on; sets of over 60 pictures have")
         ours = PersonDetector(detector)
         found = find(lambda image: ours.detect(image, LOWEST_SCORE), scenes)
         if not teachers.is_dir():
