@@ -26,6 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from camera_kit import WAIT_S, Gate, Server, file_server, make_clip, wait_for
 from ports import free_port
 
+ABORT_UNDER_THREADS = """
+import atexit, ctypes, threading
+libc = ctypes.CDLL(None)
+atexit.register(lambda: threading.active_count() > 1 and libc.__cxa_atexit(libc.abort, None, None))
+"""
+"""Has a process that takes Python down under a thread left behind crash always, not just by chance."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -180,12 +187,17 @@ def test_with_log_json_errors_are_lines_of_json_too(
 
 
 def test_a_camera_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ABORT_UNDER_THREADS)
+    saved = tmp_path / "people.jsonl"
     with Gate() as hole, Program(tmp_path, "run", "--source", f"rtsp://127.0.0.1:{hole.port}/x", "--source",
-                                 "lavfi:testsrc2=size=160x120:rate=30", "--no-publish", "--json") as run:  # fmt: skip
+                                 "lavfi:testsrc2=size=160x120:rate=30", "--no-publish", "--json", "--save", saved,
+                                 PYTHONPATH=str(tmp_path)) as run:  # fmt: skip
         wait_for(lambda: hole.connections and run.frames)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait() == 0
         assert "Traceback" not in run.err
+        assert "lavfi: stopped" in run.err
+        assert saved.read_text() == run.out
 
 
 def test_a_metrics_port_in_use_is_exit_code_5(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -56,8 +56,8 @@ def _root(
         raise typer.Exit(2)
 
 
-def main() -> NoReturn:
-    """Run the command line and end the process with the exit code of its outcome."""
+def main() -> int:
+    """Run the command line; returns the exit code of its outcome."""
     debug = "--debug" in sys.argv[1:]
     try:
         code = app(prog_name="streampose", standalone_mode=False)
@@ -70,7 +70,7 @@ def main() -> NoReturn:
         typer.echo("stopped", err=True)
         code = 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the outcome is known; a late Ctrl-C does not change it
-    raise SystemExit(code or 0)
+    return code or 0
 
 
 def _report(error: Exception, debug: bool) -> int:
