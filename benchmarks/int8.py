@@ -48,7 +48,7 @@ def time_stages(engines: dict[str, Engine], rounds: int) -> dict[str, dict[str, 
             began = {clock: read() for clock, read in clocks.items()}
             features = engine.encode(crops)
             encoded = {clock: read() for clock, read in clocks.items()}
-            engine.fuse([features * 5], np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 1, 1)))
+            engine.fuse([features * 5], np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 2, 1, 1)))
             ended = {clock: read() for clock, read in clocks.items()}
             for clock in clocks if turn >= WARM_UP else ():
                 spent = encoded[clock] - began[clock], ended[clock] - encoded[clock], ended[clock] - began[clock]

@@ -51,7 +51,7 @@ class Cache:
     Attributes:
         keys: (N, 3, C, h, w) of the key frame clean, blurred and covered.
         supports: (N, S, C, h, w).
-        transforms: (N, T, 2, 3) from key-crop to that frame's crop pixels.
+        transforms: (N, T, 2, 2, 3), see `FamiPose.fuse`.
         points, weights, side: (N, J, 2) and (N,) crop pixels, weights (N, J) 0..1.
     """
 
@@ -153,7 +153,7 @@ def batch_of(cache: Cache, rows: NDArray[np.intp], views: NDArray[np.intp], sing
     supports = key[:, None] if single else cache.supports[rows]
     transforms = cache.transforms[rows]
     if single:
-        transforms = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (len(rows), 2, 2, 3))
+        transforms = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (len(rows), 2, 2, 2, 3))
     features = np.concatenate([key[:, None], supports], axis=1).astype(np.float32)
     points, weights = torch.from_numpy(cache.points[rows]), torch.from_numpy(cache.weights[rows])
     targets = distributions(gaussian_maps(points, (64, 48), CELL_PX))

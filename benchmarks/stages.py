@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streampose.engines import Crops, load_engine
-from streampose.geometry import between_crops, crop_affine
+from streampose.geometry import between_crops, crop_affine, place_in_crop
 from streampose.people import PersonDetector
 
 with needs("train"):
@@ -66,7 +66,8 @@ def main() -> None:
         affines = np.stack([crop_affine(box, size) for box in boxes])
         crops = [Crops(frame, affines)]
         windows = [[feature] * (1 + supports) for feature in engine.encode(crops)]
-        transforms = between_crops(affines[:, None], np.repeat(affines[:, None], 1 + supports, axis=1))
+        places = np.stack([place_in_crop(box, affine) for box, affine in zip(boxes, affines, strict=True)])[:, None]
+        transforms = between_crops(places, np.repeat(places, 1 + supports, axis=1))
         jobs[f"encode {people}"] = lambda c=crops: engine.encode(c)
         jobs[f"fuse {people}"] = lambda w=windows, t=transforms: engine.fuse(w, t)
     if options.teachers:

@@ -41,7 +41,8 @@ class Engine(Protocol):
         Args:
             windows: P windows of T features each, key frame first, then the supports in the order of the manifest's
                 offsets.
-            transforms: (P, T, 2, 3) from key-crop pixels to that frame's crop pixels.
+            transforms: (P, T, 2, 2, 3) from key-crop pixels to that frame's crop pixels: to the same place of the
+                person, and of the picture; see `streampose.geometry.place_in_crop`.
 
         Returns:
             (P, J, 3) float32: x, y in key-crop pixels, score 0..1.

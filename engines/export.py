@@ -118,7 +118,7 @@ def export_network(network: FamiPose, folder: Path, input_size: tuple[int, int])
     two = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
     export_onnx(CropEncoder(network), {"crops": two}, ["features"], encoder, {"streampose.kind": "encoder"})
     shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
-    window = {"features": torch.zeros(shape), "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1)}
+    window = {"features": torch.zeros(shape), "transforms": torch.eye(2, 3).repeat(2, frames, 2, 1, 1)}
     export_onnx(KeypointFuser(network), window, ["keypoints", "heatmaps"], fuser, {"streampose.kind": "fuser"})
 
 

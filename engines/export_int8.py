@@ -140,7 +140,7 @@ class _Encoder(nn.Module):
 
 
 class _Fuser(nn.Module):
-    """Features (P, T, C, h, w) uint8 and transforms (P, T, 2, 3) -> keypoints and heatmaps, see `KeypointFuser`."""
+    """Features (P, T, C, h, w) uint8 and transforms (P, T, 2, 2, 3) -> keypoints and heatmaps, see `KeypointFuser`."""
 
     def __init__(self, network: FamiPose) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def export_int8(network: FamiPose, folder: Path, input_size: tuple[int, int]) ->
     shape = (2, frames, network.encoder.channels, input_size[0] // 4, input_size[1] // 4)
     window = {
         "features": torch.zeros(shape, dtype=torch.uint8),
-        "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1),
+        "transforms": torch.eye(2, 3).repeat(2, frames, 2, 1, 1),
     }
     export_onnx(_Fuser(network), window, ["keypoints", "heatmaps"], fuser, {"streampose.kind": "fuser"}, TRANSLATIONS)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from streampose.errors import ModelError
 
-SCHEMA = 1
+SCHEMA = 2
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 """What files of weights for torch are called."""
 FILE_NAME = "manifest.json"

@@ -93,12 +93,13 @@ class OnnxRuntimeEngine:
         self._check_windows(windows, transforms)
         parts = [np.zeros((0, *self._shapes[output]), np.float32)]
         for part in _chunks(len(windows)):
-            features = np.stack([np.stack([np.asarray(f) for f in window]) for window in windows[part]])
+            features = np.stack([np.asarray(feature) for window in windows[part] for feature in window])
+            features = features.reshape(-1, len(windows[0]), *features.shape[1:])
             parts.append(self._run(self._fuser, output, {"features": features, "transforms": transforms[part]}))
         return np.concatenate(parts)
 
     def _check_windows(self, windows: Sequence[Sequence[Feature]], transforms: NDArray[np.float32]) -> None:
-        expected = (len(windows), 1 + len(self.manifest.offsets), 2, 3)
+        expected = (len(windows), 1 + len(self.manifest.offsets), 2, 2, 3)
         if transforms.shape != expected or any(len(window) != expected[1] for window in windows):
             raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
 

@@ -162,4 +162,8 @@ def _encode(
     features = engine.encode([Crops(pictures[index], affine) for index, affine in flat])
     count = frames.shape[1]
     windows = [features[start : start + count] for start in range(0, len(features), count)]
-    return windows, between_crops(affines[:, :1], affines)
+    height, width = engine.manifest.input_size
+    middles = affines.copy()
+    middles[..., 2] = width / 2, height / 2  # where `place_in_crop` has people who are in the middle of their crops
+    places = np.stack([middles, affines], axis=2)
+    return windows, between_crops(places[:, :1], places)

@@ -85,14 +85,14 @@ class FusePlace:
 
     Attributes:
         moves: of the features to the windows.
-        transforms: (batch, frames, 2, 3).
+        transforms: (batch, frames, 2, 2, 3).
         results: of each output, as the device copies them back.
         done: they are there.
     """
 
     def __init__(self, batch: int, frames: int, transforms: cuda.DeviceMemory, outputs: dict[str, Any]) -> None:
         self.moves = Moves(batch * frames)
-        self.transforms = Mirror((batch, frames, 2, 3), np.float32, transforms)
+        self.transforms = Mirror((batch, frames, 2, 2, 3), np.float32, transforms)
         self.results = {
             name: cuda.PinnedArray((batch, *tensor.shape), tensor.dtype) for name, tensor in outputs.items()
         }

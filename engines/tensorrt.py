@@ -193,8 +193,8 @@ class TensorrtEngine:
     ) -> Callable[[], NDArray[np.float32]]:
         """Put windows into the stream; what is returned waits for an output of theirs."""
         frames = 1 + len(self.manifest.offsets)
-        if transforms.shape != (len(windows), frames, 2, 3) or any(len(window) != frames for window in windows):
-            expected = (len(windows), frames, 2, 3)
+        expected = (len(windows), frames, 2, 2, 3)
+        if transforms.shape != expected or any(len(window) != frames for window in windows):
             raise ValueError(f"transforms of {len(windows)} windows are {expected}, not {transforms.shape}")
         cuda.make_current()
         running = []

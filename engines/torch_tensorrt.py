@@ -142,7 +142,7 @@ def example_inputs(
     kind = torch.float16 if precision == "fp16" else torch.float32
     shape = (batch, frames, network.encoder.channels, height // 4, width // 4)
     features = torch.zeros(shape, dtype=kind, device=device)
-    return (crops,), (features, torch.eye(2, 3, device=device).repeat(batch, frames, 1, 1))
+    return (crops,), (features, torch.eye(2, 3, device=device).repeat(batch, frames, 2, 1, 1))
 
 
 def export_program(module: nn.Module, inputs: Sequence[Tensor], max_batch: int) -> torch.export.ExportedProgram:

@@ -11,7 +11,7 @@ from streampose.engines import Feature
 
 
 class FeatureRing:
-    """The newest encoded crops of one track, each with the person's place in it and its frame's index."""
+    """The newest encoded crops of one track, each with where the person is in it and its frame's index."""
 
     def __init__(self, offsets: Sequence[int]) -> None:
         """An empty ring, as long as the offsets reach.
@@ -26,7 +26,7 @@ class FeatureRing:
             raise ValueError("offset 0 is the key frame itself and supports nothing")
         self._offsets = tuple(offsets)
         self.capacity = 1 + max(0, *offsets, 0) - min(0, *offsets, 0)
-        self._places = np.zeros((self.capacity, 2, 3), np.float32)
+        self._places = np.zeros((self.capacity, 2, 2, 3), np.float32)
         self._features: list[Feature] = [None] * self.capacity
         self._indices = [-1] * self.capacity
         self._pushed = 0
@@ -39,7 +39,7 @@ class FeatureRing:
 
         Args:
             feature: what the engine made of the crop.
-            place: (2, 3), where the person is in the crop; see `place_in_crop`.
+            place: (2, 2, 3), where person and picture are in the crop; see `place_in_crop`.
             index: of the frame.
         """
         slot = self._pushed % self.capacity
@@ -62,7 +62,7 @@ class FeatureRing:
             index: of the key frame, one of the last `capacity` pushed.
 
         Returns:
-            T features, the person's places in their crops (T, 2, 3), and the indices of their frames.
+            T features, where person and picture are in their crops (T, 2, 2, 3), and the indices of their frames.
 
         Raises:
             LookupError: that frame is not in the ring.

@@ -72,21 +72,22 @@ def between_crops(key: NDArray[np.float32], support: NDArray[np.float32]) -> NDA
 
 
 def place_in_crop(box: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Where a person is in a crop.
+    """Where a person and the picture are in a crop.
 
     `between_crops` of two such places leads from the one crop to where the person's middle is in the other one, whoever
-    moved: person, camera or crop. (That of the crops' own affines leads to the same place of the picture.)
+    moved: person, camera or crop; and to the same place of the picture.
 
     Args:
         box: (4,) xyxy, the person, frame pixels.
         affine: (2, 3) from frame to crop pixels.
 
     Returns:
-        (2, 3) from the person's own coordinates, frame pixels from the middle of the box, to crop pixels.
+        (2, 2, 3) to crop pixels: from the person's own coordinates, frame pixels from the middle of the box, and from
+        frame pixels.
     """
-    place: NDArray[np.float32] = affine.copy()
-    place[:, 2] = (affine[:, :2] @ (box[:2] + box[2:]) / 2 + affine[:, 2]).astype(np.float32)
-    return place
+    person: NDArray[np.float32] = affine.copy()
+    person[:, 2] = (affine[:, :2] @ (box[:2] + box[2:]) / 2 + affine[:, 2]).astype(np.float32)
+    return np.stack([person, affine])
 
 
 def transform(points: NDArray[np.float32], affine: NDArray[np.float32]) -> NDArray[np.float32]:

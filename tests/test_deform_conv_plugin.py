@@ -224,7 +224,7 @@ def fusers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[onnx.Mod
         frames = 1 + len(network.offsets)
         window = {
             "features": torch.randn(2, frames, network.encoder.channels, *size),
-            "transforms": torch.eye(2, 3).repeat(2, frames, 1, 1) + 0.02 * torch.randn(2, frames, 2, 3),
+            "transforms": torch.eye(2, 3).repeat(2, frames, 2, 1, 1) + 0.02 * torch.randn(2, frames, 2, 2, 3),
         }
         with torch.inference_mode():
             export_onnx(KeypointFuser(network), window, ["keypoints"], path, {})

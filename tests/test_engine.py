@@ -43,8 +43,8 @@ def test_people_do_not_depend_on_whom_they_are_run_with(lite: Engine) -> None:
     (one,) = lite.encode(whole_pictures(crops[-1:]))
     assert np.abs(lite.read(one) - last).max() <= 1e-3 * last.std()
     windows = [features[start : start + frames] for start in range(0, people * frames, frames)]
-    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (people, frames, 1, 1))
-    transforms[:, 1:, 0, 2] = np.arange(people)[:, None]
+    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (people, frames, 2, 1, 1))
+    transforms[:, 1:, :, 0, 2] = np.arange(people)[:, None, None]
     keypoints = lite.fuse(windows, transforms)
     assert (keypoints.dtype, keypoints.shape) == (np.float32, (people, 17, 3))
     assert (keypoints[..., :2] >= 0).all()
@@ -73,7 +73,7 @@ def test_nobody_is_no_work(lite: Engine) -> None:
     frames = 1 + len(lite.manifest.offsets)
     assert lite.encode([]) == []
     assert lite.encode([Crops(np.zeros((9, 9, 3), np.uint8), np.zeros((0, 2, 3), np.float32))]) == []
-    assert lite.fuse([], np.zeros((0, frames, 2, 3), np.float32)).shape == (0, 17, 3)
+    assert lite.fuse([], np.zeros((0, frames, 2, 2, 3), np.float32)).shape == (0, 17, 3)
 
 
 def test_wrong_arrays_are_named(lite: Engine) -> None:

@@ -116,11 +116,11 @@ def test_a_crop_that_rests_gives_exact_identities(engine) -> None:
     for index in range(5):
         estimator.estimate([(frame(index), [track()])])
     _, transforms = engine.fused[-1]
-    np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 3)))
+    np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 2, 3)))
 
 
 @pytest.mark.parametrize("crop_follows", [True, False])
-def test_transforms_lead_to_where_the_person_is_in_the_supports_crop(engine, crop_follows: bool) -> None:
+def test_transforms_lead_to_where_person_and_picture_are_in_the_supports_crop(engine, crop_follows: bool) -> None:
     """Whether the crop follows a person who walks, or rests while the person walks through it."""
     estimator = Estimator(engine)
     boxes = [np.array([100 + 7 * i, 40 - 2 * i, 140 + 7 * i, 140 - 2 * i], np.float32) for i in range(6)]
@@ -132,11 +132,13 @@ def test_transforms_lead_to_where_the_person_is_in_the_supports_crop(engine, cro
     key = transform(boxes[5][:2] + on_the_person, crop_affine(crops[5], (256, 192)))
     for slot, index in enumerate([5, 1, 2, 3, 4]):
         there = transform(boxes[index][:2] + on_the_person, crop_affine(crops[index], (256, 192)))
-        np.testing.assert_allclose(transform(key, transforms[0, slot]), there, atol=1e-3)
+        np.testing.assert_allclose(transform(key, transforms[0, slot, 0]), there, atol=1e-3)
+        same_place = transform(boxes[5][:2] + on_the_person, crop_affine(crops[index], (256, 192)))
+        np.testing.assert_allclose(transform(key, transforms[0, slot, 1]), same_place, atol=1e-3)
         rows, columns = np.nonzero(features[0, slot, 0] > 125)
         middle = transform((boxes[index][:2] + boxes[index][2:])[None] / 2, crop_affine(crops[index], (256, 192)))[0]
         np.testing.assert_allclose([columns.mean() * 4 + 2, rows.mean() * 4 + 2], middle, atol=4)
-    np.testing.assert_array_equal(transforms[0, 0], IDENTITY)
+    np.testing.assert_array_equal(transforms[0, 0], np.stack([IDENTITY, IDENTITY]))
 
 
 def test_windows_do_not_cross_epochs_sources_or_tracks(engine) -> None:
@@ -147,7 +149,7 @@ def test_windows_do_not_cross_epochs_sources_or_tracks(engine) -> None:
     estimator.estimate([(frame(1, grown, source="b"), [track(grown)])])
     estimator.estimate([(frame(1, grown), [track(grown, key=2)])])
     for _, transforms in engine.fused:
-        np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 3)))
+        np.testing.assert_array_equal(transforms, np.broadcast_to(IDENTITY, (1, 5, 2, 2, 3)))
 
 
 @pytest.mark.parametrize(("gap_s", "supported"), [(0.4, True), (0.6, False)])

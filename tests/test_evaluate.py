@@ -422,7 +422,7 @@ def test_bundle_on_the_packs_windows(engine: Any, joints: np.ndarray) -> None:
     assert pack_eval.engine_pck(engine, subjects, 0.0) == pytest.approx((10 + 15) / (13 + 17))
     features, transforms = engine.fused[0]
     assert features.shape[:2] == (1, 5)
-    assert transforms.shape == (1, 5, 2, 3)
+    assert transforms.shape == (1, 5, 2, 2, 3)
     assert not (features[:, 1:] == features[:, :1]).all()
     assert pack_eval.engine_pck(engine, subjects, 0.0) == pack_eval.engine_pck(engine, subjects, 0.0)
 

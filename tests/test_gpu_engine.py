@@ -35,7 +35,7 @@ from streampose.engines.parity import REFERENCE
 from streampose.engines.store import choose_engine, verify
 from streampose.engines.tensorrt import KERNELS, TensorrtEngine
 from streampose.errors import ModelError
-from streampose.geometry import between_crops, crop_affine
+from streampose.geometry import between_crops, crop_affine, place_in_crop
 
 if "lite" not in bundled_names():
     pytest.skip("the bundled models are not built yet", allow_module_level=True)
@@ -84,18 +84,18 @@ def rounds(engine: Engine, people: list[int]) -> list[Round]:
     rng = np.random.default_rng(3)
     made = []
     for count in people:
-        crops, affines = [], []
+        crops, affines, places = [], [], []
         while len(affines) < 5 * count:
             height, width = OTHER_SIZES[len(affines) % len(OTHER_SIZES)]
             coarse = rng.integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
             image = coarse.repeat(10, axis=0).repeat(10, axis=1)[:height, :width]
-            some = [
-                crop_affine(np.array([x, y, x + 40, y + 55], np.float32), engine.manifest.input_size)
-                for x, y in rng.uniform(0, 20, (min(3, 5 * count - len(affines)), 2))
-            ]
+            corners = rng.uniform(0, 20, (min(3, 5 * count - len(affines)), 2))
+            boxes = [np.array([x, y, x + 40, y + 55], np.float32) for x, y in corners]
+            some = [crop_affine(box, engine.manifest.input_size) for box in boxes]
             crops.append(Crops(np.ascontiguousarray(image), np.stack(some)))
             affines += some
-        of_people = np.stack(affines).reshape(count, 5, 2, 3)
+            places += [place_in_crop(box, affine) for box, affine in zip(boxes, some, strict=True)]
+        of_people = np.stack(places).reshape(count, 5, 2, 2, 3)
         made.append((crops, between_crops(of_people[:, :1], of_people)))
     return made
 
@@ -230,7 +230,7 @@ def test_windows_and_transforms_fit(bundle: Path, on_cpu: Engine, monkeypatch: p
     with pytest.raises(ValueError, match="transforms of 1 windows are"):
         engine.begin_fuse(windows(features), given[1][:, :4])
     assert engine.encode([]) == []
-    assert engine.fuse([], np.zeros((0, 5, 2, 3), np.float32)).shape == (0, 17, 3)
+    assert engine.fuse([], np.zeros((0, 5, 2, 2, 3), np.float32)).shape == (0, 17, 3)
 
 
 @pytest.mark.parametrize("eagerness", [0.0, 1.0])

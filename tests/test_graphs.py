@@ -85,8 +85,8 @@ def lite() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def window() -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(0)
-    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (2, 5, 1, 1))
-    transforms[:, 1:, :, 2] += rng.normal(0, 4, (2, 4, 2))
+    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (2, 5, 2, 1, 1))
+    transforms[:, 1:, ..., 2] += rng.normal(0, 4, (2, 4, 2, 2))
     return {"features": rng.normal(size=(2, 5, 32, 64, 48)).astype(np.float32), "transforms": transforms}
 
 

@@ -46,7 +46,7 @@ def windows(frames: int, batch: int = 2) -> Tensor:
 
 
 def still(frames: int, batch: int = 2) -> Tensor:
-    return torch.eye(2, 3).expand(batch, frames, 2, 3)
+    return torch.eye(2, 3).expand(batch, frames, 2, 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def windows(count: int = 2) -> tuple[Tensor, Tensor]:
     """Crops (B, 5, 64, 64, 3) uint8 of smooth noise, and transforms that move some of them."""
     rng = np.random.default_rng(5)
     coarse = rng.integers(0, 256, (count, 5, 8, 8, 3), np.uint8)
-    transforms = torch.eye(2, 3).repeat(count, 5, 1, 1)
-    transforms[0, 1:, :, 2] = 3.5
+    transforms = torch.eye(2, 3).repeat(count, 5, 2, 1, 1)
+    transforms[0, 1:, ..., 2] = 3.5
     return torch.from_numpy(coarse.repeat(8, axis=2).repeat(8, axis=3)), transforms
 
 

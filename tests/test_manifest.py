@@ -23,7 +23,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         folder = tmp_path / "bundle"
         folder.mkdir()
         fields: dict[str, Any] = {
-            "schema": 1,
+            "schema": 2,
             "kind": "pose",
             "name": "mine",
             "target": "onnxruntime",
@@ -53,7 +53,7 @@ def test_a_whole_bundle_is_read(make_bundle: MakeBundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "has schema 2, this streampose reads 1"),
+        ({"schema": 1}, "has schema 1, this streampose reads 2"),
         ({"schema": None}, "has schema none"),
         ({"schema": "1"}, 'has schema "1"'),
         ({"kind": "cat"}, "cat"),
@@ -86,7 +86,7 @@ def put_a_folder(folder: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("[1]"), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "is damaged"),
-        (lambda folder: (folder / "manifest.json").write_bytes(b'{"schema": 1, "name": "\xff"}'), "is damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b'{"schema": 2, "name": "\xff"}'), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b'{"schema": ' + b"[" * 10_000), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_bytes(b""), "is damaged"),
         (put_a_folder, "cannot be read"),

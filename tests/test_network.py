@@ -58,7 +58,7 @@ def moving_frames(count: int, batch: int = 2) -> Tensor:
 
 
 def identity(batch: int, frames: int) -> Tensor:
-    return torch.eye(2, 3).repeat(batch, frames, 1, 1)
+    return torch.eye(2, 3).repeat(batch, frames, 2, 1, 1)
 
 
 @pytest.mark.parametrize("supports", [1, 4, 6])
@@ -189,8 +189,8 @@ def test_onnx_runtime_equals_torch(bundle: Path, people: int) -> None:
     features = np.stack([engine.read(feature) for feature in found_features])
     wanted = network.encode(normalise(torch.from_numpy(crops)))
     assert np.abs(features - wanted.numpy()).max() <= 1e-3 * float(wanted.std())
-    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (people, 5, 1, 1))
-    transforms[:, 1:, :, 2] = rng.normal(0, 3, (people, 4, 2))
+    transforms = np.tile(np.eye(2, 3, dtype=np.float32), (people, 5, 2, 1, 1))
+    transforms[:, 1:, ..., 2] = rng.normal(0, 3, (people, 4, 2, 2))
     windows = [found_features[start : start + 5] for start in range(0, people * 5, 5)]
     window = torch.from_numpy(features.reshape(people, 5, *features.shape[1:]))
     wanted_keypoints, wanted_maps = (t.numpy() for t in KeypointFuser(network)(window, torch.from_numpy(transforms)))

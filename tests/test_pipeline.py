@@ -71,7 +71,7 @@ def test_no_detector_takes_the_whole_frame(make_video, engine) -> None:
         (pose,) = result.people
         assert pose.track_id == 1
         np.testing.assert_array_equal(pose.box, [0, 0, 160, 120])
-    identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (1, 5, 2, 3))
+    identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (1, 5, 2, 2, 3))
     assert all((transforms == identity).all() for _, transforms in engine.fused)
 
 

@@ -89,7 +89,7 @@ def test_it_equals_the_authors_program() -> None:
     network.load_released(tensors(seed))
     network.eval()
     features = network.encode(moving_frames(seed)[0])[None]
-    parts = network.fuse_parts(features, torch.eye(2, 3).expand(1, 5, 2, 3))
+    parts = network.fuse_parts(features, torch.eye(2, 3).expand(1, 5, 2, 2, 3))
     found = {
         "backbone_features_mean": features[0].mean(dim=(2, 3)),
         "backbone_heatmaps": network.single(features[:, 0]),
@@ -143,7 +143,7 @@ def test_streaming_gives_what_the_whole_window_gives() -> None:
     network.eval()
     frames = moving_frames(3)
     features = network.encode(frames[0])[None]
-    same = torch.eye(2, 3).expand(1, 5, 2, 3)
+    same = torch.eye(2, 3).expand(1, 5, 2, 2, 3)
     whole = network.fuse(features, same)
     assert torch.equal(network(frames), whole)
     moved = same.clone()
@@ -177,6 +177,6 @@ def test_what_the_released_network_cannot_do_is_said() -> None:
     with pytest.raises(UsageError, match="hrnet-w48 with four supporting frames"):
         fami_pose("hrnet-w48", (-1, 1), variant="released")
     with pytest.raises(ValueError, match="5 crops of 384x288, not of 3 crops of 64x32"):
-        released().fuse(torch.zeros(1, 3, 48, 16, 8), torch.eye(2, 3).expand(1, 3, 2, 3))
+        released().fuse(torch.zeros(1, 3, 48, 16, 8), torch.eye(2, 3).expand(1, 3, 2, 2, 3))
     with pytest.raises(UsageError, match="load_released is for"):
         fami_pose("lite").load_released({})

@@ -77,7 +77,7 @@ def test_a_grid_sample_fuser_in_half_precision_runs_on_onnx_runtime() -> None:
     rng = np.random.default_rng(0)
     feed = {
         "features": rng.normal(size=(1, 5, 32, 64, 48)).astype(np.float32),
-        "transforms": np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 1, 1)),
+        "transforms": np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 2, 1, 1)),
     }
     whole = ort.InferenceSession(str(locate_bundle("lite") / "fuser.onnx")).run(["heatmaps"], feed)[0]
     feed["features"] = feed["features"].astype(np.float16)

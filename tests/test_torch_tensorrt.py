@@ -111,7 +111,7 @@ def test_half_precision_leaves_positions_and_decoding_alone(lite: Any) -> None:
     (crops,), (features, transforms) = example_inputs(lite, (128, 96), "fp16", 4)
     crops.random_(0, 256)
     features.normal_()
-    transforms[:, 1:, :, 2] += 3 * torch.randn(2, 4, 2)
+    transforms[:, 1:, ..., 2] += 3 * torch.randn(2, 4, 2, 2)
     made = encoder(crops)
     wanted = CropEncoder(lite).eval()(crops)
     assert made.dtype == torch.float16

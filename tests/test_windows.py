@@ -60,7 +60,7 @@ def test_labels_and_transforms_find_the_joint_in_every_frame(seed: int) -> None:
     joint = int(window["weights"].argmax())
     assert joint in (JOINT, COCO17.mirror[JOINT])
     point = window["points"][joint]
-    for crop, transform in zip(window["crops"], window["transforms"], strict=True):
+    for crop, (transform, _) in zip(window["crops"], window["transforms"], strict=True):
         assert spot(crop) == pytest.approx(transform[:, :2] @ point + transform[:, 2], abs=1.5)
 
 
@@ -252,7 +252,7 @@ def test_supporting_frames_are_cut_by_their_own_boxes_where_asked() -> None:
     for own in (0.0, 1.0):
         settings = replace(PLAIN, crop_drift=0, own_crops=own, flip=0)
         window = make_window(walk, settings, np.random.default_rng(1))
-        for crop, transform in zip(window["crops"], window["transforms"], strict=True):
+        for crop, (transform, _) in zip(window["crops"], window["transforms"], strict=True):
             assert spot(crop) == pytest.approx(transform[:, :2] @ window["points"][JOINT] + transform[:, 2], abs=1.5)
         places[own] = [spot(crop) for crop in window["crops"]]
     assert np.ptp(places[0.0], axis=0).max() > 25
@@ -265,9 +265,9 @@ def test_people_are_followed_through_the_made_up_motion_of_a_still_nearly() -> N
     for seed in range(12):
         settings = replace(PLAIN, crop_drift=0, motion=0.04, box_noise=0.01, flip=0)
         window = make_window(subject(), settings, np.random.default_rng(seed))
-        for crop, transform in list(zip(window["crops"], window["transforms"], strict=True))[1:]:
+        for crop, (transform, _) in list(zip(window["crops"], window["transforms"], strict=True))[1:]:
             off.append(np.linalg.norm(spot(crop) - transform[:, :2] @ window["points"][JOINT] - transform[:, 2]))
-        np.testing.assert_array_equal(window["transforms"][0], np.eye(2, 3, dtype=np.float32))
+        np.testing.assert_array_equal(window["transforms"][0], np.tile(np.eye(2, 3, dtype=np.float32), (2, 1, 1)))
     assert 0.3 < np.median(off) < 6
 
 
@@ -290,7 +290,7 @@ def test_windows_of_people_who_are_labelled_in_the_key_frame_alone() -> None:
     for all_frames in (0, 1):
         settings = replace(PLAIN, own_crops=1, limb_motion=0.03, all_frames=all_frames, crop_drift=0)
         window = make_window(lonely, settings, np.random.default_rng(2))
-        np.testing.assert_allclose(window["transforms"], np.tile(np.eye(2, 3, dtype=np.float32), (5, 1, 1)), atol=1e-6)
+        np.testing.assert_allclose(window["transforms"], np.tile(np.eye(2, 3), (5, 2, 1, 1)), atol=1e-6)
         if all_frames:
             assert window["frame_weights"].sum(axis=1).tolist() == [1, 0, 0, 0, 0]
 

@@ -130,10 +130,10 @@ def repeat_oldest(frames: Sequence[list[Any]], offsets: Sequence[int], age: int)
 
 
 def flip(crops: list[Image], points: Array, transforms: Array, skeleton: Skeleton) -> tuple[list[Image], Array, Array]:
-    """Mirror crops, points (J, 2) (left and right joints exchanged) and transforms (T, 2, 3)."""
+    """Mirror crops, points (J, 2) (left and right joints exchanged) and transforms (T, 2, 2, 3)."""
     mirror = np.array([[-1, 0, crops[0].shape[1]], [0, 1, 0]], np.float32)
     flipped = [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
-    same = np.repeat(mirror[None], len(transforms), axis=0)
+    same = np.broadcast_to(mirror, transforms.shape)
     mirrored = transform(points, mirror)[list(skeleton.mirror)]
     return flipped, mirrored, compose(same, compose(transforms, invert(same)))
 

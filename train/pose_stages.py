@@ -141,7 +141,7 @@ def _settle_fuser(model: FamiPose, windows: Dataset[Batch]) -> None:
     assert model.fuser is not None
     count = 1 + len(model.offsets)
     model.eval()
-    still = torch.eye(2, 3).expand(SETTLING_BATCH, count, 2, 3)
+    still = torch.eye(2, 3).expand(SETTLING_BATCH, count, 2, 2, 3)
     features = [model.encode(frames[:, :count].flatten(0, 1)) for frames in _frames(windows)]
     settle(model.fuser, lambda: [model.fuse(f.reshape(-1, count, *f.shape[1:]), still) for f in features])
 

@@ -131,7 +131,7 @@ class TorchModel:
         if not self.offsets:
             return self._network.single(windows[:, 0])
         windows = windows.expand(-1, 1 + len(self.offsets), -1, -1, -1).contiguous()
-        same = torch.eye(2, 3, device=self._device).expand(batch, windows.shape[1], 2, 3)
+        same = torch.eye(2, 3, device=self._device).expand(batch, windows.shape[1], 2, 2, 3)
         return self._network.fuse(windows, same)
 
 
@@ -149,7 +149,7 @@ class BundleModel:
         windows = [features[start : start + frames] for start in range(0, batch * frames, frames)]
         if frames == 1:
             windows = [window * (1 + len(self.offsets)) for window in windows]
-        same = np.tile(np.eye(2, 3, dtype=np.float32), (batch, 1 + len(self.offsets), 1, 1))
+        same = np.tile(np.eye(2, 3, dtype=np.float32), (batch, 1 + len(self.offsets), 2, 1, 1))
         return self._engine.fuse(windows, same)
 
 

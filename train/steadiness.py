@@ -22,9 +22,9 @@ class View(NamedTuple):
 
     Attributes:
         features: (B, T, C, h, w), key frame first.
-        transforms: (B, T, 2, 3) from its crop's to each frame's crop pixels.
+        transforms: (B, T, 2, 2, 3) from its crop's to each frame's crop pixels, see `FamiPose.fuse`.
         points: (B, J, 2) labels in its crop's pixels; weights: (B, J).
-        back: (B, 2, 3) from its crop's pixels to those of the newest frame's crop.
+        back: (B, 2, 3) from its crop's pixels to those of the newest frame's crop, to the same place of the person.
     """
 
     features: Tensor
@@ -53,7 +53,7 @@ def views(batch: Mapping[str, Tensor], features: Tensor, offsets: Sequence[int])
         back = _invert(batch["transforms"][:, key])
         transforms = _compose(batch["transforms"][:, slots], back.unsqueeze(1))
         labels = batch["frame_points"][:, key], batch["frame_weights"][:, key]
-        yield View(features[:, slots], transforms, *labels, back)
+        yield View(features[:, slots], transforms, *labels, back[:, 0])
 
 
 def tremble_loss(points: Sequence[Tensor], seen: Sequence[View], side: Tensor) -> Tensor:

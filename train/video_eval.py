@@ -172,7 +172,7 @@ def _fuse(
     (key,) = engine.encode(whole_pictures(crop[None]))
     window = [key, *(supports if supports is not None else [key] * len(engine.manifest.offsets))]
     if transforms is None:
-        transforms = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
+        transforms = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (len(window), 2, 2, 3))
     answer: Array = engine.fuse([window], transforms[None])[0]
     return answer
 
@@ -283,7 +283,7 @@ def _follow(
         window = [place, *(max(place + offset, 0) for offset in offsets)]
         places = [place_in_crop(people[index][1].box, affines[index]) for index in window]
         steps = between_crops(np.stack([places[0]] * len(window)), np.stack(places))
-        still = np.repeat(np.eye(2, 3, dtype=np.float32)[None], len(window), axis=0)
+        still = np.broadcast_to(np.eye(2, 3, dtype=np.float32), steps.shape)
         answers = engine.fuse(
             [[features[index] for index in window], [features[place]] * len(window)], np.stack([steps, still])
         )

@@ -151,11 +151,12 @@ def _usable(person: Person, min_joints: int) -> bool:
 class Windows(Dataset[dict[str, Any]]):
     """Endless varied windows; sample `i` depends on the seed and `i` alone.
 
-    A sample holds `crops` (T, H, W, 3) uint8 BGR with the key frame first, `transforms` (T, 2, 3) float32 from key-crop
-    to that frame's crop pixels, `points` (J, 2) float32 in key-crop pixels, `weights` (J,) float32 0..1, `human` (J,)
-    bool and `side`, the longer side of the person's box in key-crop pixels. With `WindowSettings.maps` also `maps` (J,
-    H/4, W/4) float32: the teacher's distribution of each joint, all zeros where it has none. With
-    `WindowSettings.all_frames` also `frame_points` (T, J, 2), each in that frame's crop, and `frame_weights` (T, J).
+    A sample holds `crops` (T, H, W, 3) uint8 BGR with the key frame first, `transforms` (T, 2, 2, 3) float32 from
+    key-crop to that frame's crop pixels, to the same place of the person and of the picture, `points` (J, 2) float32 in
+    key-crop pixels, `weights` (J,) float32 0..1, `human` (J,) bool and `side`, the longer side of the person's box in
+    key-crop pixels. With `WindowSettings.maps` also `maps` (J, H/4, W/4) float32: the teacher's distribution of each
+    joint, all zeros where it has none. With `WindowSettings.all_frames` also `frame_points` (T, J, 2), each in that
+    frame's crop, and `frame_weights` (T, J).
     """
 
     def __init__(

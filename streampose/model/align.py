@@ -55,10 +55,12 @@ def warp(maps: Tensor, affines: Tensor) -> Tensor:
         affines: (B, 2, 3) from cells of the result to cells of `maps` (continuous).
     """
     height, width = maps.shape[2:]
-    grid = cell_grid(height, width, maps).flatten(1)
-    places = affines[:, :, :2] @ grid + affines[:, :, 2:]
-    size = torch.tensor([width, height], dtype=maps.dtype, device=maps.device)
-    places = places.transpose(1, 2).reshape(-1, height, width, 2) * (2 / size) - 1
+    cells = cell_grid(height, width, maps).flatten(1).T
+    cells = torch.cat([cells, torch.ones_like(cells[:, :1])], dim=1)
+    per_cell = torch.tensor([[2 / width], [2 / height]], dtype=maps.dtype, device=maps.device)
+    corner = torch.tensor([0.0, 0.0, 1.0], dtype=maps.dtype, device=maps.device)  # grid_sample counts from -1 to 1
+    places = cells @ (affines * per_cell - corner).transpose(1, 2)
+    places = places.reshape(-1, height, width, 2)
     return functional.grid_sample(maps, places, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -1,4 +1,5 @@
-"""Features of a window to the key frame's heatmaps: align the supporting frames, weigh them, correct the key frame."""
+"""Features of a window to the key frame's heatmaps: align the supporting frames, weigh them, correct the key frame, and
+average where frames agree."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from streampose.errors import UsageError
 from streampose.model.align import Alignment, JointAlignment, zero
+from streampose.model.calm import COARSER, average
 from streampose.model.mobile import RoundingPlace, conv_bn, separable
 
 STRIDE = 4
@@ -53,20 +55,22 @@ class Fuser(nn.Module):
         width: channels of the correction's layers.
         alignment: "per-frame" aligns each supporting map; "joint" aggregates the globally moved maps and aligns the
             aggregate, in the order of the released network.
+        calm: average the maps with those of supporting frames that agree, see `streampose.model.calm`; they are logits.
 
-    Forward: features (B, T, C, h, w) with the key frame first, transforms (B, T, 2, 3) from key-crop to that frame's
-    crop pixels -> `Fused`.
+    Forward: features (B, T, C, h, w) with the key frame first, transforms (B, T, 2, 2, 3) from key-crop to that frame's
+    crop pixels, to the same place of the person and of the picture -> `Fused`.
     """
 
     def __init__(
         self, channels: int, joints: int, supports: int, motion_channels: int, narrow: int, groups: int = 4,
-        width: int = 48, alignment: str = "per-frame",
+        width: int = 48, alignment: str = "per-frame", calm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if alignment not in ("per-frame", "joint"):
             raise UsageError(f'alignment is "per-frame" or "joint", not {alignment!r}')
         self.narrowing = narrow
         self.aligned_channels = motion_channels
+        self.calm = calm
         self.taken: nn.Module = RoundingPlace(bounded=True)
         self.narrow = nn.Conv2d(channels, motion_channels, narrow, narrow)
         joint = alignment == "joint"
@@ -92,9 +96,12 @@ class Fuser(nn.Module):
 
     def forward(self, features: Tensor, transforms: Tensor) -> Fused:
         batch, frames = features.shape[:2]
-        motion = self.narrow(self.taken(features.flatten(0, 1))).unflatten(0, (batch, frames))
+        taken = self.taken(features.flatten(0, 1))
+        motion = self.narrow(taken).unflatten(0, (batch, frames))
         key, supports = motion[:, 0], motion[:, 1:]
-        aligned, translations = self.alignment(key, supports, transforms[:, 1:], cell_px=float(STRIDE * self.narrowing))
+        aligned, translations = self.alignment(
+            key, supports, transforms[:, 1:, 0], cell_px=float(STRIDE * self.narrowing)
+        )
         pairs = torch.cat([key.unsqueeze(1).expand_as(aligned), aligned], dim=2)
         trust = self.trust(self.pair(pairs.flatten(0, 1))).unflatten(0, (batch, aligned.shape[1])).softmax(dim=1)
         gathered = self.gather(self.known(torch.cat([key, (trust * aligned).sum(dim=1)], dim=1)))
@@ -102,6 +109,10 @@ class Fuser(nn.Module):
             gathered = functional.interpolate(
                 gathered, scale_factor=float(self.narrowing), mode="bilinear", align_corners=False
             )
-        now = self.taken(features[:, 0])
+        now = taken.unflatten(0, (batch, frames))[:, 0]
         fused = now + self.correct(self.finest(torch.cat([now, gathered], dim=1)))
-        return Fused(self.head(fused), aligned, translations, fused)
+        heatmaps = self.head(fused)
+        if self.calm:
+            alone = self.head(functional.avg_pool2d(taken, COARSER)).unflatten(0, (batch, frames))
+            heatmaps = average(heatmaps, alone[:, 1:], transforms[:, 1:, 1], float(STRIDE))
+        return Fused(heatmaps, aligned, translations, fused)

@@ -199,7 +199,7 @@ class FamiPose(nn.Module):
         batch, count = frames.shape[:2]
         features = self.encode(frames.flatten(0, 1))
         features = features.view(batch, count, *features.shape[1:])
-        same = torch.eye(2, 3, dtype=features.dtype, device=frames.device).expand(batch, count, 2, 3)
+        same = torch.eye(2, 3, dtype=features.dtype, device=frames.device).expand(batch, count, 2, 2, 3)
         return self.fuse(features, same)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -218,7 +218,8 @@ class FamiPose(nn.Module):
 
         Args:
             features: (B, T, C, h, w), key frame first.
-            transforms: (B, T, 2, 3) float32 from key-crop pixels to that frame's crop pixels; [:, 0] is the identity.
+            transforms: (B, T, 2, 2, 3) float32 from key-crop pixels to that frame's crop pixels: to the same place of
+                the person, and of the picture; [:, 0] is the identity.
 
         Returns:
             (B, J, h, w).
@@ -279,8 +280,8 @@ class CropEncoder(nn.Module):
 
 
 class KeypointFuser(nn.Module):
-    """What is exported as fuser: features (P, T, C, h, w) and transforms (P, T, 2, 3) -> keypoints (P, J, 3) and the
-    heatmaps (P, J, h, w) that they were decoded from."""
+    """What is exported as fuser: features (P, T, C, h, w) and transforms (P, T, 2, 2, 3) -> keypoints (P, J, 3) and
+    the heatmaps (P, J, h, w) that they were decoded from."""
 
     def __init__(self, network: FamiPose) -> None:
         super().__init__()
@@ -341,13 +342,13 @@ def fami_pose(
             raise UsageError("the released network is hrnet-w48 with four supporting frames and 17 joints")
         return FamiPose(HRNet(48, joints), ReleasedFuser(), description)
     encoder = LiteEncoder(joints) if lite else HRNet(int(backbone.removeprefix("hrnet-w")), joints)
-    return FamiPose(encoder, _fuser(encoder, joints, len(offsets), alignment), description)
+    return FamiPose(encoder, _fuser(encoder, joints, len(offsets), alignment, heatmap == "distribution"), description)
 
 
-def _fuser(encoder: LiteEncoder | HRNet, joints: int, supports: int, alignment: str) -> Fuser | None:
+def _fuser(encoder: LiteEncoder | HRNet, joints: int, supports: int, alignment: str, calm: bool) -> Fuser | None:
     if not supports:
         return None
     if isinstance(encoder, LiteEncoder):
-        return Fuser(encoder.channels, joints, supports, motion_channels=32, narrow=2, alignment=alignment)
-    width = encoder.channels
-    return Fuser(width, joints, supports, width, narrow=1, groups=width // 4, width=2 * width, alignment=alignment)
+        return Fuser(encoder.channels, joints, supports, 32, narrow=2, alignment=alignment, calm=calm)
+    channels = encoder.channels
+    return Fuser(channels, joints, supports, channels, 1, channels // 4, 2 * channels, alignment, calm)

@@ -69,8 +69,8 @@ class ReleasedFuser(nn.Module):
     """From the HRNet's features on: global translation of each supporting map, one aggregate, four deformable
     convolutions, fusion.
 
-    Forward: features (B, 5, 48, 96, 72) with the key frame first, transforms (B, 5, 2, 3) from key-crop to that frame's
-    crop pixels -> `Fused`; `aligned` is (B, 1, 48, 96, 72).
+    Forward: features (B, 5, 48, 96, 72) with the key frame first, transforms (B, 5, 2, 2, 3) as `Fuser`
+    takes them -> `Fused`; `aligned` is (B, 1, 48, 96, 72).
     """
 
     aligned_channels = CHANNELS
@@ -99,7 +99,7 @@ class ReleasedFuser(nn.Module):
             )
         key, moved, translations = features[:, 0], [], []
         for frame in range(1, frames):
-            support = _undo(features[:, frame], transforms[:, frame])
+            support = _undo(features[:, frame], transforms[:, frame, 0])
             translations.append(self.feat_global_offset_layers(support - key))
             moved.append(translate(support, translations[-1]))
         aggregate = self.sup_agg_block(torch.cat(moved, dim=1))

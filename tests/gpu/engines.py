@@ -33,7 +33,7 @@ from streampose.engines.compile import Job, compile_bundle
 from streampose.engines.manifest import Manifest, locate_bundle, sha256, write_manifest
 from streampose.engines.parity import compare, read_reference
 from streampose.engines.torch_engine import TorchEngine
-from streampose.geometry import between_crops, crop_affine
+from streampose.geometry import between_crops, crop_affine, place_in_crop
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS, WARM_UP = 20, 6
@@ -56,7 +56,8 @@ def timed(engine: Engine, batches: Sequence[int], rounds: int, until_s: float) -
         corners = rng.uniform(0, 600, (people, 2))
         boxes = [np.array([x, y, x + 150, y + 400], np.float32) for x, y in corners]
         affines = np.stack([crop_affine(box, engine.manifest.input_size) for box in boxes])
-        transforms = between_crops(affines[:, None], np.repeat(affines[:, None], frames, axis=1))
+        places = np.stack([place_in_crop(box, affine) for box, affine in zip(boxes, affines, strict=True)])[:, None]
+        transforms = between_crops(places, np.repeat(places, frames, axis=1))
         past: list[list[Any]] = []
 
         def windows(affines: Any = affines, past: list[list[Any]] = past, frames: int = frames) -> list[list[Any]]:

@@ -72,8 +72,8 @@ def window(
     frames, (height, width) = 1 + len(network.offsets), network.input_size
     shape = (people, frames, network.encoder.channels, height // 4, width // 4)
     features = torch.randn(shape, generator=generator).to(device, dtype)
-    transforms = torch.eye(2, 3).repeat(people, frames, 1, 1)
-    transforms[:, 1:, :, 2] += 5 * torch.randn(people, frames - 1, 2, generator=generator)
+    transforms = torch.eye(2, 3).repeat(people, frames, 2, 1, 1)
+    transforms[:, 1:, ..., 2] += 5 * torch.randn(people, frames - 1, 2, 2, generator=generator)
     return features, transforms.to(device)
 
 
