@@ -54,14 +54,14 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convolutions and all between them in float16; sampling positions, sampling and decoding stay float32.
 
     `features`, the seam between encoder and fuser, becomes float16 too; the other inputs and outputs stay as they are.
-    A node is float32 if a sampling position depends on it with no convolution between, if it depends on the heatmaps,
-    or if it looks maps up.
+    A node is float32 if a sampling position or the heatmaps depend on it with no convolution between, if it depends on
+    the heatmaps, or if it looks maps up.
     """
     model = _copy(model)
     graph = model.graph
     nodes = _Nodes(model)
     single = nodes.before([node.input[place] for node in graph.node for place in _positions(node)], stop="Conv")
-    single |= nodes.after(["heatmaps"])
+    single |= nodes.before(["heatmaps"], stop="Conv") | nodes.after(["heatmaps"])
     looked_up = {node.output[0] for node in graph.node if node.op_type in ("GridSample", "DeformConv")}
     starts = [output for node in graph.node if node.op_type == "Conv" for output in node.output]
     features = [value for value in (*graph.input, *graph.output) if value.name == "features"]

@@ -40,7 +40,7 @@ def levels(features: NDArray[np.float32]) -> list[float]:
 
 def push(ring: FeatureRing, *indices: int) -> None:
     for index in indices:
-        ring.push(np.full((2, 3, 3), index, np.float32), np.full((2, 3), index, np.float32), index)
+        ring.push(np.full((2, 3, 3), index, np.float32), np.full((2, 2, 3), index, np.float32), index)
 
 
 def window(ring: FeatureRing, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[int]]:
@@ -54,7 +54,7 @@ def test_a_ring_gives_the_key_first_then_the_offsets() -> None:
     features, affines, indices = window(ring, 16)
     assert indices == [16, 12, 13, 14, 15]
     assert levels(features) == [16, 12, 13, 14, 15]
-    assert affines[:, 0, 0].tolist() == [16, 12, 13, 14, 15]
+    assert affines[:, 0, 0, 0].tolist() == [16, 12, 13, 14, 15]
     assert ring.capacity == 5
 
 

@@ -29,8 +29,9 @@ def test_the_bundled_pose_network_in_torch_computes_what_ships(crops: np.ndarray
     with torch.inference_mode():
         features = network.encode(normalise(torch.from_numpy(crops)))
         np.testing.assert_allclose(features, np.stack([engine.read(f) for f in shipped]), atol=1e-3)
-        moved = np.repeat(np.eye(2, 3, dtype=np.float32)[None, None], 5, axis=1)
-        moved[0, 1:, :, 2] = 3.5
+        moved = np.tile(np.eye(2, 3, dtype=np.float32), (1, 5, 2, 1, 1))
+        moved[0, 1:, 0, :, 2] = 3.5
+        moved[0, 1:, 1, :, 2] = 1.5
         heatmaps = network.fuse(features[None], torch.from_numpy(moved))
     np.testing.assert_allclose(heatmaps, engine.heatmaps([shipped], moved), atol=1e-2)
 

@@ -169,7 +169,7 @@ def test_nobody_waits_before_two_rounds_are_under_way(
     assert not isinstance(on_cpu, Overlapping)
     ((crops, _),) = rounds(on_cpu, [1])
     some = [Crops(crops[0].image, crops[0].affines[:2]), Crops(crops[1].image, crops[1].affines[:1])]
-    still = np.tile(np.eye(2, 3, dtype=np.float32), (3, 5, 1, 1))
+    still = np.tile(np.eye(2, 3, dtype=np.float32), (3, 5, 2, 1, 1))
 
     def begin() -> Any:
         return engine.begin_fuse([[feature] * 5 for feature in engine.encode(some)], still)

@@ -107,7 +107,7 @@ def test_in_half_precision_positions_are_float32(lite: dict[str, Any]) -> None:
     }
     positions = {"GridSample": 1, "DeformConv": 2}
     waiting = [node.input[positions[node.op_type]] for node in model.graph.node if node.op_type in positions]
-    assert len(waiting) == 3
+    assert len(waiting) == 4
     seen = set()
     while waiting:
         name = waiting.pop()

@@ -82,7 +82,7 @@ def test_streaming_gives_what_the_whole_window_gives(backbone: str, alignment: s
     other[:, 2] = features[:, 0]
     assert (network.fuse(other, still(3)) - whole).abs().max() > 0.01 * whole.std()
     moved = still(3).clone()
-    moved[:, 1, 0, 2] = 8.0
+    moved[:, 1, :, 0, 2] = 8.0
     assert (network.fuse(features, moved) - whole).abs().max() > 0.01 * whole.std()
 
 

@@ -85,12 +85,19 @@ def test_supporting_frames_matter() -> None:
 
 
 @torch.inference_mode()
-def test_an_untrained_fuser_is_the_single_frame_network() -> None:
+def test_an_untrained_fuser_is_the_single_frame_network_but_for_averaging() -> None:
     torch.manual_seed(2)
     network = fami_pose().eval()
     network.fuser.head.load_state_dict(network.encoder.head.state_dict())
-    frames = moving_frames(5)
-    assert torch.equal(network(frames), network.single(network.encode(frames[:, 0])))
+    features = network.encode(moving_frames(5).flatten(0, 1)).unflatten(0, (2, 5))
+    parts = network.fuse_parts(features, identity(2, 5))
+    assert torch.equal(network.fuser.head(parts.fused), network.single(features[:, 0]))
+
+
+@torch.inference_mode()
+def test_transforms_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"are \(1, 5, 2, 2, 3\), not \(1, 5, 2, 3\)"):
+        fami_pose().fuse(torch.zeros(1, 5, 32, 16, 16), torch.eye(2, 3).repeat(1, 5, 1, 1))
 
 
 def smooth_features(columns: int) -> Tensor:
@@ -114,11 +121,11 @@ def test_a_known_transform_undoes_a_crop_that_moved(shift_px: int, bound: float,
     same, moved = wide[..., 8:-8], wide[..., 8:-8].clone()
     moved[:, 1:] = wide[:, 1:, ..., 8 + cells : -8 + cells]
     known = identity(1, 5)
-    known[:, 1:, 0, 2] = -float(shift_px)
-    whole = network.fuse(same, identity(1, 5))
+    known[:, 1:, :, 0, 2] = -float(shift_px)
+    whole = network.fuse_parts(same, identity(1, 5)).fused
     inside = (..., slice(None), slice(24, -24))
-    right = (network.fuse(moved, known) - whole)[inside].abs().mean() / whole.std()
-    ignored = (network.fuse(moved, identity(1, 5)) - whole)[inside].abs().mean() / whole.std()
+    right = (network.fuse_parts(moved, known).fused - whole)[inside].abs().mean() / whole.std()
+    ignored = (network.fuse_parts(moved, identity(1, 5)).fused - whole)[inside].abs().mean() / whole.std()
     assert right < bound
     assert ignored > gain * right
 

@@ -147,7 +147,7 @@ def test_streaming_gives_what_the_whole_window_gives() -> None:
     whole = network.fuse(features, same)
     assert torch.equal(network(frames), whole)
     moved = same.clone()
-    moved[:, 1:, 0, 2] = 8.0
+    moved[:, 1:, :, 0, 2] = 8.0
     assert not torch.allclose(network.fuse(features, moved), whole)
 
 

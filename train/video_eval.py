@@ -215,12 +215,12 @@ def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> di
     """
     lengths: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
     for clip in tracked(clips, "clips"):
-        for people in _tracks(clip):
+        for people in tracks(clip):
             slow = _slow(people)
             if not slow.any():
                 continue
             height = np.array([p.box[3] - p.box[1] for _, p in people], np.float32)
-            for name, points in _follow(engine, clip, people, teacher).items():
+            for name, points in followed(engine, clip, people, teacher).items():
                 bend = np.linalg.norm(points[2:] - 2 * points[1:-1] + points[:-2], axis=2) / height[1:-1, None]
                 lengths[name].append(bend[slow])
     return _trembling({name: parts for name, parts in lengths.items() if parts})
@@ -243,7 +243,7 @@ def _trembling(lengths: dict[str, list[Array]]) -> dict[str, Any]:
     return figures | {"joints": len(units), "tracks": len(parts)}
 
 
-def _tracks(clip: Clip) -> list[list[tuple[int, Person]]]:
+def tracks(clip: Clip) -> list[list[tuple[int, Person]]]:
     """Runs of consecutive frames of one person each, 5 frames at least."""
     runs: list[list[tuple[int, Person]]] = []
     open_runs: dict[int, list[tuple[int, Person]]] = {}
@@ -268,7 +268,7 @@ def _slow(people: Sequence[tuple[int, Person]]) -> NDArray[np.bool_]:
     return np.asarray(there & (medians < SLOW)[:, None], np.bool_)
 
 
-def _follow(
+def followed(
     engine: Engine, clip: Clip, people: Sequence[tuple[int, Person]], teacher: Thunder | None
 ) -> dict[str, Array]:
     """Points (F, 17, 2) in frame pixels of one person on consecutive frames."""

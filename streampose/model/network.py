@@ -235,11 +235,14 @@ class FamiPose(nn.Module):
         """As `fuse`, with what lies between; see `Fused`.
 
         Raises:
-            ValueError: a window without supporting frames, or not the frames that a joint alignment or the released
-                network was made for.
+            ValueError: a window without supporting frames, transforms of another shape, or not the frames that a joint
+                alignment or the released network was made for.
         """
         if self.fuser is None or features.shape[1] < 2:
             raise ValueError(f"nothing to fuse: {features.shape[1]} frames, network for offsets {list(self.offsets)}")
+        expected = (*features.shape[:2], 2, 2, 3)
+        if transforms.shape != expected:
+            raise ValueError(f"transforms of these windows are {tuple(expected)}, not {tuple(transforms.shape)}")
         parts: Fused = self.fuser(features, transforms)
         return parts
 
