@@ -13,7 +13,7 @@ from torch import nn
 from streampose.engines.bundle import new_bundle, versions_of
 from streampose.engines.export import export_network, export_onnx
 from streampose.engines.export_int8 import export_int8
-from streampose.engines.manifest import GRAPHS, SCHEMA, Manifest, sha256, write_manifest
+from streampose.engines.manifest import GRAPHS, SCHEMAS, Manifest, sha256, write_manifest
 from streampose.engines.onnxruntime import ENCODER, FUSER, OnnxRuntimeEngine, open_session
 from streampose.engines.parity import REFERENCE, check, compare, demo_frames, record
 from streampose.engines.torch_engine import TorchEngine
@@ -96,7 +96,7 @@ def build_bundle(
         export = export_int8 if is_int8(network) else export_network
         export(network, folder, input_size)
         manifest = Manifest(
-            schema=SCHEMA,
+            schema=SCHEMAS["pose"],
             kind="pose",
             name=name,
             target="onnxruntime",
@@ -141,7 +141,7 @@ def build_detector(module: nn.Module, out: Path, input_size: tuple[int, int], sc
             if not parity[figure] <= limit:
                 raise ModelError(f"{out.name} does not compute what torch does: {figure} is {parity[figure]:.3g}")
         manifest = Manifest(
-            schema=SCHEMA,
+            schema=SCHEMAS["person-detector"],
             kind="person-detector",
             name=out.name,
             target="onnxruntime",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 from importlib import resources
@@ -12,7 +13,8 @@ import msgspec
 
 from streampose.errors import ModelError
 
-SCHEMA = 2
+SCHEMAS = {"pose": 2, "person-detector": 1}
+"""Version of the format, by what the bundle is. 2: a fuser takes transforms to the person and to the picture."""
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
 """What files of weights for torch are called."""
 FILE_NAME = "manifest.json"
@@ -135,10 +137,13 @@ def read_manifest(folder: Path) -> Manifest:
     rebuild = "rebuild it with: streampose build-engine --checkpoint FILE --target TARGET --out BUNDLE"
     try:
         text = path.read_bytes()
-        schema = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("schema")
-        if schema is None or msgspec.json.decode(schema) != SCHEMA:
-            found = bytes(schema).decode() if schema is not None else "none"
-            raise ModelError(f"{path} has schema {found}, this streampose reads {SCHEMA}; {rebuild}")
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        kind, schema = (msgspec.json.decode(fields[name]) if name in fields else None for name in ("kind", "schema"))
+        if isinstance(kind, str) and kind in SCHEMAS and schema != SCHEMAS[kind]:
+            found = bytes(fields["schema"]).decode() if "schema" in fields else "none"
+            with contextlib.suppress(msgspec.DecodeError):
+                rebuild = rebuilding(msgspec.json.decode(text, type=Manifest), folder)
+            raise ModelError(f"{path} has schema {found}, this streampose reads {SCHEMAS[kind]}; {rebuild}")
         manifest = msgspec.json.decode(text, type=Manifest)
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is no engine bundle: it has no {FILE_NAME}; {rebuild}") from error

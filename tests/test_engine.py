@@ -84,7 +84,9 @@ def test_wrong_arrays_are_named(lite: Engine) -> None:
         Crops(crops[0], np.zeros((2, 3), np.float32))
     windows = [lite.encode(whole_pictures(crops)) * 5]
     with pytest.raises(ValueError, match="transforms of 1 windows are"):
-        lite.fuse(windows, np.zeros((1, 4, 2, 3), np.float32))
+        lite.fuse(windows, np.zeros((1, 4, 2, 2, 3), np.float32))
+    with pytest.raises(ValueError, match="transforms of 1 windows are"):
+        lite.fuse(windows, np.zeros((1, 5, 2, 3), np.float32))
 
 
 def swap(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streampose.engines.manifest import GRAPHS, bundled_names, locate_bundle, read_manifest, sha256
+from streampose.engines.manifest import GRAPHS, bundled_names, graph_files, locate_bundle, read_manifest, sha256
 from streampose.errors import ModelError
 
 MakeBundle = Callable[..., Path]
@@ -65,12 +65,41 @@ def test_a_whole_bundle_is_read(make_bundle: MakeBundle) -> None:
         ({"offsets": []}, "offsets are"),
         ({"offsets": [-1, 0]}, "offsets are"),
         ({"files": {}}, "lists encoder.onnx and fuser.onnx"),
-        ({"kind": "person-detector"}, "lists detector.onnx"),
+        ({"kind": "person-detector", "schema": 1}, "lists detector.onnx"),
         ({"score_threshold": 1.5}, "expected 0..1"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(make_bundle: MakeBundle, changes: dict[str, Any], message: str) -> None:
     refuse(make_bundle(**changes), message)
+
+
+def test_a_bundle_of_an_older_version_is_refused_with_the_command_that_builds_it_again(tmp_path: Path) -> None:
+    compiled = {"name": "lite", "target": "tensorrt", "precision": "fp16", "gpu_architecture": "sm_90", "max_batch": 8}
+    for folder, changes, command in (
+        (tmp_path / "a", {}, "build-engine --checkpoint FILE --target onnxruntime --precision fp32 --out"),
+        (tmp_path / "b", compiled, "build-engine --model lite --target tensorrt --precision fp16"),
+    ):
+        folder.mkdir()
+        target = str(changes.get("target", "onnxruntime"))
+        files = dict.fromkeys(graph_files("pose", target), "0" * 64)
+        fields = {
+            "schema": 1, "kind": "pose", "name": "mine", "target": target, "precision": "fp32", "input_size": [64, 96],
+            "input_format": "", "files": files, "versions": {}, "parity": {}, "offsets": [-2, -1],
+        }  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(fields | changes))
+        again = f"remove {folder} and rebuild it with: streampose {command}"
+        refuse(folder, f"has schema 1, this streampose reads 2; {again}")
+
+
+def test_a_detector_of_an_older_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "detector.onnx").write_bytes(b"a graph")
+    fields = {
+        "schema": 1, "kind": "person-detector", "name": "mine", "target": "onnxruntime", "precision": "fp32",
+        "input_size": [64, 96], "input_format": "", "files": {"detector.onnx": sha256(tmp_path / "detector.onnx")},
+        "versions": {}, "parity": {},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    assert read_manifest(tmp_path).kind == "person-detector"
 
 
 def put_a_folder(folder: Path) -> None:

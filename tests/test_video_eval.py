@@ -137,7 +137,9 @@ def test_jitters_interval_is_over_tracks_and_its_ratio_over_the_same_ones() -> N
     assert figures["five_per_teacher"] == pytest.approx(0.5)
     assert figures["five_per_teacher_95"] == pytest.approx((0.5, 0.5))
     assert figures["five_per_single_95"] == pytest.approx((1 / 3, 1 / 3))
-    assert (figures["joints"], figures["tracks"]) == (480, 12)
+    assert (figures["joints"], figures["tracks"], figures["calmer_than_teacher"]) == (480, 12, 12)
+    restless = [3 * part for part in five[:5]] + five[5:]
+    assert _trembling({"five": restless, "teacher": [2 * part for part in five]})["calmer_than_teacher"] == 7
 
 
 def test_an_answer_that_lags_is_seen_on_the_joints_that_move() -> None:

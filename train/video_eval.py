@@ -211,7 +211,8 @@ def jitter(engine: Engine, clips: Sequence[Clip], teacher: Thunder | None) -> di
     Returns:
         "five", "single" (the key frame stands in for its supporting frames) and "teacher" if there is one, and
         "five_per_single" and "five_per_teacher", each with its interval "..._95" over tracks drawn anew, the same for
-        all; "joints", how many accelerations that is, and "tracks", of how many people's.
+        all; "joints", how many accelerations that is, "tracks", of how many people's, and "calmer_than_teacher", in how
+        many of these the median is less than the teacher's.
     """
     lengths: dict[str, list[Array]] = {"five": [], "single": [], "teacher": []}
     for clip in tracked(clips, "clips"):
@@ -240,6 +241,9 @@ def _trembling(lengths: dict[str, list[Array]]) -> dict[str, Any]:
             figures[f"five_per_{other}"] = figures["five"] / figures[other]
             below = np.where(draws[other] > 0, draws[other], np.nan)
             figures[f"five_per_{other}_95"] = ends(draws["five"] / below)
+    if "teacher" in lengths:
+        pairs = zip(lengths["five"], lengths["teacher"], strict=True)
+        figures["calmer_than_teacher"] = sum(bool(np.median(one) < np.median(other)) for one, other in pairs)
     return figures | {"joints": len(units), "tracks": len(parts)}
 
 

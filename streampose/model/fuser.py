@@ -114,5 +114,5 @@ class Fuser(nn.Module):
         heatmaps = self.head(fused)
         if self.calm:
             alone = self.head(functional.avg_pool2d(taken, COARSER)).unflatten(0, (batch, frames))
-            heatmaps = average(heatmaps, alone[:, 1:], transforms[:, 1:, 1], float(STRIDE))
+            heatmaps = average(heatmaps, alone, transforms[:, :, 1], float(STRIDE))
         return Fused(heatmaps, aligned, translations, fused)
