@@ -51,8 +51,9 @@ def test_settling_changes_nothing_in_evaluation_and_makes_training_mode_agree(cr
     with torch.no_grad():
         before = network.encode(frames)
         unsettled = network.train().encode(frames)
-        network = pose_of_bundle("lite")
+        network = pose_of_bundle("lite").train()
         settle(network.encoder, lambda: network.encode(frames))
+        assert network.encoder.training
         after = network.eval().encode(frames)
         trained = network.train().encode(frames)
     spread = float(before.std())

@@ -238,6 +238,7 @@ def test_a_folder_of_pictures_becomes_a_pack_that_training_reads(tmp_path: Path)
     arguments = ["label", "--teachers", str(DATA / "teachers"), "--pictures", str(pictures), "--out"]
     run = CliRunner().invoke(app, [*arguments, str(tmp_path / "pack"), "--json"])
     assert run.exit_code == 0, run.output
+    assert "is for validation, which training needs: that takes a set of over 60 pictures, or ten clips" in run.stderr
     report = json.loads(run.stdout)["street"]
     assert report["pictures: kept"] == 3
     assert report["pictures: near-duplicate of another training picture"] == 1

@@ -147,6 +147,22 @@ def test_a_signal_stops_after_a_checkpoint(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_a_signal_while_the_last_step_is_validated_stops_what_comes_next(tmp_path: Path, final: bool) -> None:
+    class Interrupted(StripeTask):
+        def validate(self, model: Any) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().validate(model)
+
+    chosen = settings(steps=20, validate_every=20)
+    if final:
+        fit(Interrupted(), chosen, tmp_path)
+    else:
+        with pytest.raises(InterruptedTrainingError, match="stopped at step 20 of 20"):
+            fit(Interrupted(), chosen, tmp_path, final=False)
+    assert steps_done(tmp_path) == 20
+
+
 def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
     class Hanging(StripeTask):
         def losses(self, batch: Any) -> Any:

@@ -63,8 +63,8 @@ def detector_of_bundle(name: str) -> PersonNetwork:
 
 @torch.no_grad()
 def settle(network: nn.Module, run: Callable[[], object]) -> None:
-    """Give each BatchNorm the statistics of what reaches it while `run` runs the network, in evaluation mode; what it
-    computes there stays the same, and training mode then computes nearly the same."""
+    """Give each BatchNorm the statistics of what reaches it while `run` runs the network, which is in evaluation mode
+    for it; what it computes there stays the same, and training mode then computes nearly the same."""
     sums: dict[nn.BatchNorm2d, tuple[Tensor, Tensor, int]] = {}
     hooks = []
     for norm in network.modules():
@@ -77,9 +77,12 @@ def settle(network: nn.Module, run: Callable[[], object]) -> None:
                 sums[norm] = total, squares, count + values.numel() // values.shape[1]
 
             hooks.append(norm.register_forward_pre_hook(look))
+    training = network.training
     try:
+        network.eval()
         run()
     finally:
+        network.train(training)
         for hook in hooks:
             hook.remove()
     for norm, (total, squares, count) in sums.items():

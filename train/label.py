@@ -31,6 +31,7 @@ from streampose.train.label_input import (
 from streampose.train.label_store import Answers
 from streampose.train.label_tracks import smooth_clip, track_people
 from streampose.train.maps import pack_maps
+from streampose.train.pack import FOR_VALIDATION
 from streampose.train.progress import bar_on_stderr
 from streampose.train.teachers import Thunder, YoloxNano
 from streampose.train.trust import Annotation, trust_human, trust_teacher
@@ -110,6 +111,9 @@ def label(
                     _label_set(still_set, poses, boxes, answers, counts[still_set.name], alike, bar, out)
                 if found:
                     _label_clips(found, poses, boxes, answers, counts["clips"], alike, clip_every, bar, out)
+        splits = {clip.split for clip in found}.union(*(still_set.splits.values() for still_set in sets))
+        if "val" not in splits:
+            log.warning("nobody in %s is for validation, which training needs: %s", out, FOR_VALIDATION)
         report = {name: dict(sorted(counter.items())) for name, counter in counts.items()}
         (out / REPORT).write_text(json.dumps(report, indent=1))
         (out / ANSWERS).unlink()

@@ -85,11 +85,14 @@ class Task(Protocol):
         """A picture (H, W, 3) BGR of what `model` predicts, if there is something to see."""
 
 
-def fit(task: Task, settings: LoopSettings, out: Path, resume: bool = False, group: Group | None = None) -> nn.Module:
+def fit(
+    task: Task, settings: LoopSettings, out: Path, resume: bool = False, group: Group | None = None, final: bool = True
+) -> nn.Module:
     """Train `task` and return the network to use (the EMA, in evaluation mode).
 
     Writes under `out`: `checkpoint.pt` (atomically; also at the end and on SIGINT/SIGTERM) and the files of `RunLog`.
-    Started by `torchrun`, each process takes its part of every batch and the losses are those of one process.
+    Started by `torchrun`, each process takes its part of every batch and the losses are those of one process. Unless
+    this is `final`, a signal during the last step or its validation stops what would come next, too.
 
     Raises:
         TrainingError: a loss is not finite; the last checkpoint stays as it was.
@@ -98,12 +101,12 @@ def fit(task: Task, settings: LoopSettings, out: Path, resume: bool = False, gro
         OutputError: a checkpoint or log cannot be written; the last checkpoint stays as it was.
     """
     if group is not None:
-        return _fit(task, settings, out, resume, group)
+        return _fit(task, settings, out, resume, group, final)
     with open_group(settings.device) as opened:
-        return _fit(task, settings, out, resume, opened)
+        return _fit(task, settings, out, resume, opened, final)
 
 
-def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Group) -> nn.Module:
+def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Group, final: bool) -> nn.Module:
     _prepare_torch(settings, group)
     out.mkdir(parents=True, exist_ok=True)
     plan = settings.plan(task.epoch_samples)
@@ -145,7 +148,9 @@ def _fit(task: Task, settings: LoopSettings, out: Path, resume: bool, group: Gro
                 generators = group.gather(rng_state())
                 if group.leads:
                     save(out / NAME, state, generators)
-            if stopping and not last:
+            if last and not final:
+                stopping = bool(group.sum(torch.tensor(float(stop.asked), device=group.device)) > 0)
+            if stopping and not (last and final):
                 raise InterruptedTrainingError(f"stopped at step {state.step} of {plan.steps}; go on with --resume")
     return state.ema
 

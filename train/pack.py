@@ -87,6 +87,9 @@ class Clip:
         return np.asarray(cv2.imdecode(np.frombuffer(self.jpegs[index], np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
 
+FOR_VALIDATION = "that takes a set of over 60 pictures, or ten clips"
+
+
 def split_names(names: Sequence[str]) -> dict[str, Split]:
     """Which split each picture of one set is in: sorted by name, every tenth block of 20 neighbours is validation."""
     return {name: "val" if index // BLOCK % 10 == 3 else "train" for index, name in enumerate(sorted(names))}

@@ -43,6 +43,8 @@ def evaluate_pack(data: Path, model: str | None, detector: str = "person", every
         figure stands its 95 % interval, "..._95": people, or pictures, drawn anew. The supporting frames of a still
         are the picture moved a little; "corrupt" means that the key frame alone is blurred, darkened or covered.
     """
+    if not data.is_dir():
+        raise UsageError(f"{data}: no such folder of data")
     figures: dict[str, Any] = {}
     teachers = data / "teachers"
     if model is not None:

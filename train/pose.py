@@ -25,7 +25,16 @@ from streampose.train.datasets import SKELETON_OF, read_subjects
 from streampose.train.loop import Batch
 from streampose.train.losses import blend, distributions, gaussian_maps, heatmap_cross_entropy, heatmap_mse
 from streampose.train.mutual_information import SupportDecoder, information_gain, support_loss
-from streampose.train.pack import Clip, Still, check_filled, check_set, read_clips, read_stills, still_sets
+from streampose.train.pack import (
+    FOR_VALIDATION,
+    Clip,
+    Still,
+    check_filled,
+    check_set,
+    read_clips,
+    read_stills,
+    still_sets,
+)
 from streampose.train.recipe import EncoderStage, FuserStage, Int8Stage, WindowStage
 from streampose.train.sheet import draw_sheet
 from streampose.train.steadiness import longer_offsets, tremble_loss, views
@@ -375,7 +384,7 @@ def read_data(stage: Stage, data: Path) -> PoseData:
         moving = clip_subjects(clips, model_offsets, VAL_CLIP_EVERY)
         val = validation_people(data) or moving
         if not val:
-            raise UsageError(f"{data} has nobody to validate on: that takes a set of over 60 pictures, or ten clips")
+            raise UsageError(f"{data} has nobody to validate on: {FOR_VALIDATION}")
         endless = Windows(groups, settings, stage.loop.seed)
         return PoseData(endless, None, _spread(val, stage), COCO17, moving if isinstance(stage, FuserStage) else [])
     splits = (f"train{stage.fold}", f"test{stage.fold}") if stage.data == "jhmdb" else ("train", "val")

@@ -235,7 +235,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return msgspec.convert(raw, Recipe)
     except FileNotFoundError as error:
         bundled = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise UsageError(f"no recipe {path}; the bundled ones are: {bundled}") from error
+        raise UsageError(f"no recipe {str(name)!r}, nor such a file; the bundled ones are: {bundled}") from error
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except msgspec.ValidationError as error:

@@ -90,7 +90,7 @@ def _train_stages(recipe: Recipe, data: Path, out: Path, resume: bool, group: Gr
             log.info("%s: %d steps", stage.name, steps)
             if group.leads:
                 _save(out, recipe)
-            fit(task, stage.loop, folder, resume, group)
+            fit(task, stage.loop, folder, resume, group, final=stage is recipe.stage[-1])
         group.wait()
         before = checkpoint
     assert before is not None
