@@ -125,7 +125,7 @@ def test_half_precision_leaves_positions_and_decoding_alone(lite: Any) -> None:
     (node,) = (n for n in program.graph.nodes if n.target is torch.ops.streampose.deform_conv2d.default)
     samplers = [n for n in program.graph.nodes if "grid_sample" in str(n.target)]
     positions = [node.args[1], *(sampler.args[1] for sampler in samplers)]
-    assert len(positions) == 3
+    assert len(positions) == 4
     for position in positions:
         while position.op == "call_function" and "conv" not in str(position.target):
             assert position.meta["val"].dtype == torch.float32, position
