@@ -134,7 +134,8 @@ def test_half_precision_leaves_positions_and_decoding_alone(lite: Any) -> None:
         if position in seen or position.op != "call_function" or learned:
             continue
         seen.add(position)
-        assert getattr(position.meta["val"], "dtype", None) != torch.float16, position  # sizes have none
+        moves = any(kind in str(position.target) for kind in ("view", "slice"))  # and computes nothing
+        assert moves or getattr(position.meta["val"], "dtype", None) != torch.float16, position  # sizes have none
         waiting.extend(position.all_input_nodes)
     assert len(seen) > 20
 
