@@ -102,6 +102,19 @@ def test_what_lies_outside_of_a_supporting_crop_is_unlikely() -> None:
     assert float(found.flatten(2).softmax(dim=2).view_as(found)[..., :14].sum()) < 1e-4
 
 
+@pytest.mark.parametrize("spread", [0.3, 2.0, 20.0])
+def test_gradients_are_finite_however_sharp_the_maps(spread: float) -> None:
+    """Of maps whose probabilities are zero in float32 nearly everywhere, too; and they reach all frames that agree."""
+    key, alone = key_map(20.5, 30, spread), window((20.5, 30), *[(20.5, 30)] * 4, spread=spread)
+    for maps in (key, alone):
+        maps.requires_grad_()
+    decode(average(key, alone, STILL, CELL_PX))[0, 0, 0].backward()
+    for maps in (key, alone):
+        assert maps.grad is not None
+        assert maps.grad.isfinite().all()
+    assert alone.grad[0, 1:].abs().amax(dim=(1, 2, 3)).min() > 0
+
+
 def test_of_distributions_alone() -> None:
     """Gaussian maps, such as the released network's, are left as they are."""
     assert fami_pose("lite").fuser.calm

@@ -22,7 +22,8 @@ def average(key: Tensor, alone: Tensor, transforms: Tensor, cell_px: float) -> T
 
     What is wrong by chance in one frame is not in the next, so that of five frames that agree a fifth is left. Where a
     joint moves, or the camera does, supporting maps disagree and weigh little: the result lags by less than a fifth of
-    the map's own spread. (Bhattacharyya 1943.) Each frame counts once, also where it stands in for missing ones.
+    the map's own spread. (Bhattacharyya 1943.) Each frame counts once, also where it stands in for missing ones. In
+    training, the weights are constants.
 
     Args:
         key: (B, J, h, w) logits of the key frame: a map's softmax is the distribution of its joint.
@@ -41,8 +42,9 @@ def average(key: Tensor, alone: Tensor, transforms: Tensor, cell_px: float) -> T
         past = (alone - least[..., None, None])[:, 1:]  # zero, which lies around them, is the least likely
         affines = scaled(transforms[:, 1:].flatten(0, 1), COARSER * cell_px)
         near = warp(past.flatten(0, 1), affines).view_as(past)
-        coefficients = (_roots(near) * _roots(now).unsqueeze(1)).sum(dim=-1)
-        weights = ((coefficients - 1) / TOLERANCE).exp() * _shares(least)
+        # The gradient of a root is infinite where a probability is 0, so there is none of the weights.
+        coefficients = (_roots(near.detach()) * _roots(now.detach()).unsqueeze(1)).sum(dim=-1)
+        weights = ((coefficients - 1) / TOLERANCE).exp() * _shares(least.detach())
         weights = weights[..., None, None]
         mean = (now + (weights * near).sum(dim=1)) / (1 + weights.sum(dim=1))
         change = functional.interpolate(mean - now, scale_factor=float(COARSER), mode="bilinear", align_corners=False)
